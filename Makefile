@@ -1,0 +1,52 @@
+# Everything a newcomer runs. Needs Python >= 3.11 with venv, and make; the rest installs itself
+# into .venv from the lock files.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test check format bench lock clean
+
+run: .venv/run.stamp  ## serve on 127.0.0.1:5000 (or PORT) with the built-in model
+	@exec $(BIN)/turnkeeper serve --model eliza
+
+test: .venv/dev.stamp  ## every test this machine can run
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp  ## format, lint, types, the import rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/dev.stamp  ## figures against the floor and the tutorial's Flask program
+	$(BIN)/python -m bench
+
+lock: .venv/dev.stamp  ## renew the lock files from pyproject.toml
+	for group in build dev; do \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
+	    --no-header --python-version 3.11 pyproject.toml --group $$group \
+	    --output-file requirements/$$group.lock || exit 1; \
+	done
+
+clean:
+	rm -rf .venv dist
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Turnkeeper needs Python 3.11 or newer; say which one with make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: .venv/bin/python requirements/build.lock pyproject.toml
+	@echo "Setting up .venv (once) ..."
+	@$(PIP) --require-hashes --requirement requirements/build.lock
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp requirements/dev.lock
+	@echo "Setting up the tools for tests and checks (once) ..."
+	@$(PIP) --require-hashes --requirement requirements/dev.lock
+	@touch $@

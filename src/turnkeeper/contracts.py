@@ -1,0 +1,204 @@
+"""What the engine needs of the world, as promises: a place to keep turns, a model to ask.
+
+The docstrings are the contract, and the exams in `tests/contracts/` hold every store and every
+provider to these sentences.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from turnkeeper.domain import (
+    Ending,
+    Item,
+    KeptItem,
+    Model,
+    SessionSummary,
+    Turn,
+    TurnRef,
+)
+from turnkeeper.events import ProviderEvent
+
+
+class ById(msgspec.Struct, frozen=True):
+    """A session that exists, by the id the server gave it."""
+
+    id: str
+
+
+class ByAlias(msgspec.Struct, frozen=True):
+    """The owner's session of this alias, created under `new_id` if there is none yet."""
+
+    alias: str
+    new_id: str
+
+
+class New(msgspec.Struct, frozen=True):
+    """A session that this turn creates."""
+
+    new_id: str
+
+
+SessionChoice = ById | ByAlias | New
+
+
+class ModelChoice(msgspec.Struct, frozen=True):
+    """The model of a turn, and how much history it can be shown (in `item_weight`s)."""
+
+    model: str
+    history_weight: int
+
+
+class NewTurn(msgspec.Struct, frozen=True):
+    """A turn to begin.
+
+    Attributes:
+        model: what the caller asked for; it becomes the session's model. None keeps that.
+        choose: from the session's model (None when it has none) to the turn's. Pure, since a
+            store may call it more than once; what it raises undoes the turn.
+        queue_limit: how many turns may wait in one session.
+    """
+
+    owner: str
+    session: SessionChoice
+    items: tuple[Item, ...]
+    model: str | None
+    choose: Callable[[str | None], ModelChoice]
+    queue_limit: int
+    now: int
+
+
+class BegunTurn(msgspec.Struct, frozen=True):
+    """A turn that is now stored, `running` or `queued`.
+
+    Attributes:
+        history: for a running turn the newest items of its session up to and with its own, in
+            order, as many as the choice's `history_weight` asks for; empty for a queued one.
+        total_weight: of all items that prompts of this session could show, these included.
+    """
+
+    turn: Turn
+    history: tuple[KeptItem, ...]
+    total_weight: int
+
+
+class StoredReply(msgspec.Struct, frozen=True):
+    """A turn as the store has it, with the text of its reply as far as that was stored."""
+
+    turn: Turn
+    text: str
+
+
+class Store(Protocol):
+    """Keeps sessions, items and turns.
+
+    Every write is on disk (or in a committed transaction of a server that says so) when its
+    method returns, and is undone whole when it raises. Every method may raise
+    `StoreUnavailable`. Owners never meet: what belongs to another owner does not exist.
+    """
+
+    async def begin_turn(self, new: NewTurn) -> BegunTurn:
+        """Store the caller's items and a turn over them.
+
+        The turn takes the next number of its session. It is `running` when no other turn of
+        the session is, else `queued`; turns of one session run one at a time, by number.
+
+        Raises:
+            SessionNotFound: `ById` names no session of the owner.
+            QueueFull: `queue_limit` turns wait already.
+        """
+        ...
+
+    async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> Turn | None:
+        """End a running turn as `ending` says and start the next one that is queued.
+
+        Stores the reply. Unless the turn is completed, or ended with text other than by
+        failing, its items appear in no later prompt. Does nothing to a turn that is not
+        running (it was cleared, or has ended before): a terminal state never changes.
+
+        Returns:
+            The turn that runs now in this session, promoted from `queued`, or None.
+        """
+        ...
+
+    async def cancel_queued(self, ref: TurnRef, now: int) -> bool:
+        """Cancel a turn that waits. False, and nothing changed, if it does not wait (any more)."""
+        ...
+
+    async def get_history(self, ref: TurnRef, history_weight: int) -> BegunTurn:
+        """What `begin_turn` returned had the turn been running: for one promoted since.
+
+        Raises:
+            TurnNotFound: it was cleared meanwhile.
+        """
+        ...
+
+    async def get_turn(self, owner: str, ref: TurnRef) -> StoredReply:
+        """A turn of the owner's, in whatever state.
+
+        Raises:
+            TurnNotFound: no such turn, or not the owner's.
+        """
+        ...
+
+    async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
+        """The owner's sessions that hold a user's or assistant's message, oldest first."""
+        ...
+
+    async def clear_session(self, owner: str, session: str, now: int) -> Sequence[TurnRef]:
+        """Remove every item and turn of the session with this id or alias; the session stays.
+
+        Returns:
+            The turns that were queued or running, now gone; whoever runs them should stop.
+            Nothing happens, and the answer is empty, if the owner has no such session.
+        """
+        ...
+
+    async def settle_abandoned(self, now: int) -> int:
+        """End everything queued or running as `interrupted`. For the only server, at its start.
+
+        Returns:
+            How many turns were settled.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store can be read."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun, then let go of the database."""
+        ...
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What a model is asked: its own name for itself and the items it is shown, in order."""
+
+    model: str
+    items: tuple[Item, ...]
+
+
+class Provider(Protocol):
+    """Makes replies."""
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """The models it offers, the default first."""
+        ...
+
+    def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[ProviderEvent]]:
+        """Ask the model. Yields what arrived together, together; ends when the reply is whole.
+
+        A reply that ends normally had at least one `TextDelta`. Closing the iterator stops the
+        call at once and leaves no connection open that still carries the reply.
+
+        Raises:
+            ProviderError: the model could not be reached or broke off; nothing is retried here,
+                but for a kept-alive connection that turns out to be dead before any byte.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections; calls still running end."""
+        ...

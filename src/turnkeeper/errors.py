@@ -1,0 +1,134 @@
+"""Failures a caller may be told about: a code, a sentence, no HTTP status.
+
+Each dialect has one table from code to status. Whatever is not a `TurnkeeperError` is a bug:
+logged whole, answered with little.
+
+    TurnkeeperError
+    ├── Refused             the request cannot be accepted; nothing was stored
+    │   ├── InvalidRequest      a field is missing, of the wrong type, or holds what cannot be kept
+    │   ├── BlankMessage        a message of nothing but white space
+    │   ├── MessageTooLong      longer than the server's limit
+    │   ├── ContextTooLong      the newest message alone is larger than the model's window
+    │   ├── UnknownModel
+    │   ├── SessionNotFound     unknown, or someone else's: the caller cannot tell which
+    │   ├── TurnNotFound
+    │   ├── QueueFull           too many turns already wait in this session
+    │   └── ServerStopping
+    ├── ProviderError       the model could not be reached or did not answer properly
+    ├── TurnEnded           the turn waited for ended without a reply: cancelled or interrupted
+    ├── StoreUnavailable    the database cannot be read or written just now
+    └── ConfigError         a setting is wrong; the program cannot start
+"""
+
+from typing import ClassVar, Literal
+
+ProviderFault = Literal[
+    "provider_unreachable",
+    "provider_timeout",
+    "provider_refused",
+    "provider_rate_limited",
+    "provider_failed",
+    "provider_malformed",
+    "provider_cut_off",
+    "provider_empty_reply",
+]
+
+
+class TurnkeeperError(Exception):
+    """A failure with a `code` (one word) and a sentence for the caller."""
+
+    code: str
+    retry_after: float | None = None  # seconds, where it is known when trying again makes sense
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+class Refused(TurnkeeperError):
+    """The request cannot be accepted; nothing was stored."""
+
+
+class InvalidRequest(Refused):
+    code = "invalid_request"
+
+
+class BlankMessage(Refused):
+    code = "blank_message"
+
+
+class MessageTooLong(Refused):
+    code = "message_too_long"
+
+
+class ContextTooLong(Refused):
+    code = "context_length_exceeded"
+
+
+class UnknownModel(Refused):
+    code = "unknown_model"
+
+
+class SessionNotFound(Refused):
+    code = "session_not_found"
+
+
+class TurnNotFound(Refused):
+    code = "turn_not_found"
+
+
+class QueueFull(Refused):
+    code = "queue_full"
+    retry_after = 1.0
+
+
+class ServerStopping(Refused):
+    code = "server_stopping"
+    retry_after = 1.0
+
+
+class ProviderError(TurnkeeperError):
+    """The model could not be reached, or what it answered was not a reply.
+
+    Attributes:
+        code: which of the `ProviderFault`s it was.
+        retryable: whether the same call may succeed a moment later.
+        retry_after: seconds the provider asked us to wait, if it did.
+    """
+
+    RETRYABLE: ClassVar[frozenset[ProviderFault]] = frozenset(
+        {
+            "provider_unreachable",
+            "provider_timeout",
+            "provider_rate_limited",
+            "provider_failed",
+            "provider_malformed",
+            "provider_cut_off",
+            "provider_empty_reply",
+        }
+    )
+
+    def __init__(
+        self, code: ProviderFault, sentence: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.retryable = code in self.RETRYABLE
+        self.retry_after = retry_after
+
+
+class TurnEnded(TurnkeeperError):
+    """The turn a caller waited for was cancelled or interrupted; what it said so far is kept."""
+
+    def __init__(self, code: Literal["turn_cancelled", "turn_interrupted"], sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class StoreUnavailable(TurnkeeperError):
+    code = "store_unavailable"
+    retry_after = 1.0
+
+
+class ConfigError(TurnkeeperError):
+    code = "wrong_setting"
