@@ -14,6 +14,8 @@ from turnkeeper.domain import (
     Item,
     KeptItem,
     Model,
+    ModelChoice,
+    Prompt,
     SessionSummary,
     Turn,
     TurnRef,
@@ -22,38 +24,26 @@ from turnkeeper.events import ProviderEvent
 
 
 class ById(msgspec.Struct, frozen=True):
-    """A session that exists, by the id the server gave it."""
+    """A session by the id the server gave it: it exists, or the caller is wrong."""
 
     id: str
 
 
 class ByAlias(msgspec.Struct, frozen=True):
-    """The owner's session of this alias, created under `new_id` if there is none yet."""
+    """A session by the id its client chose, which is the client's own until it is used."""
 
     alias: str
-    new_id: str
 
 
-class New(msgspec.Struct, frozen=True):
-    """A session that this turn creates."""
-
-    new_id: str
-
-
-SessionChoice = ById | ByAlias | New
-
-
-class ModelChoice(msgspec.Struct, frozen=True):
-    """The model of a turn, and how much history it can be shown (in `item_weight`s)."""
-
-    model: str
-    history_weight: int
+SessionChoice = ById | ByAlias
 
 
 class NewTurn(msgspec.Struct, frozen=True):
     """A turn to begin.
 
     Attributes:
+        session: None for a new one; an alias nobody used yet makes a new one too.
+        new_id: the id of a session that has to be created.
         model: what the caller asked for; it becomes the session's model. None keeps that.
         choose: from the session's model (None when it has none) to the turn's. Pure, since a
             store may call it more than once; what it raises undoes the turn.
@@ -61,7 +51,8 @@ class NewTurn(msgspec.Struct, frozen=True):
     """
 
     owner: str
-    session: SessionChoice
+    session: SessionChoice | None
+    new_id: str
     items: tuple[Item, ...]
     model: str | None
     choose: Callable[[str | None], ModelChoice]
@@ -75,12 +66,14 @@ class BegunTurn(msgspec.Struct, frozen=True):
     Attributes:
         history: for a running turn the newest items of its session up to and with its own, in
             order, as many as the choice's `history_weight` asks for; empty for a queued one.
-        total_weight: of all items that prompts of this session could show, these included.
+        total_weight: of all items that this turn's prompt could show.
+        message_count: of the session's messages up to this turn's own.
     """
 
     turn: Turn
     history: tuple[KeptItem, ...]
     total_weight: int
+    message_count: int
 
 
 class StoredReply(msgspec.Struct, frozen=True):
@@ -111,19 +104,24 @@ class Store(Protocol):
         ...
 
     async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> Turn | None:
-        """End a running turn as `ending` says and start the next one that is queued.
+        """End a running or queued turn as `ending` says; the next one queued takes its place.
 
         Stores the reply. Unless the turn is completed, or ended with text other than by
-        failing, its items appear in no later prompt. Does nothing to a turn that is not
-        running (it was cleared, or has ended before): a terminal state never changes.
+        failing, its items appear in no later prompt. Does nothing to a turn that is over or
+        gone: a terminal state never changes.
 
         Returns:
             The turn that runs now in this session, promoted from `queued`, or None.
         """
         ...
 
-    async def cancel_queued(self, ref: TurnRef, now: int) -> bool:
-        """Cancel a turn that waits. False, and nothing changed, if it does not wait (any more)."""
+    async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+        """Keep the newest words of a running turn, so that a crash loses only what follows.
+
+        `position` counts a turn's checkpoints from 0; together they are its reply so far.
+        `end_turn` removes them, `settle_abandoned` makes them the reply. Does nothing to a turn
+        that is not running.
+        """
         ...
 
     async def get_history(self, ref: TurnRef, history_weight: int) -> BegunTurn:
@@ -146,8 +144,10 @@ class Store(Protocol):
         """The owner's sessions that hold a user's or assistant's message, oldest first."""
         ...
 
-    async def clear_session(self, owner: str, session: str, now: int) -> Sequence[TurnRef]:
-        """Remove every item and turn of the session with this id or alias; the session stays.
+    async def clear_session(
+        self, owner: str, session: SessionChoice, now: int
+    ) -> Sequence[TurnRef]:
+        """Remove every item and turn of a session; the session itself stays.
 
         Returns:
             The turns that were queued or running, now gone; whoever runs them should stop.
@@ -170,13 +170,6 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finish what was begun, then let go of the database."""
         ...
-
-
-class Prompt(msgspec.Struct, frozen=True):
-    """What a model is asked: its own name for itself and the items it is shown, in order."""
-
-    model: str
-    items: tuple[Item, ...]
 
 
 class Provider(Protocol):

@@ -18,13 +18,14 @@ _SESSION_ID = re.compile(r"s[0-9a-v]{26}")
 _TURN_ID = re.compile(r"t([0-9a-v]{26})_([1-9][0-9]{0,8})")
 
 
-def make_session_id(now: int, random: int) -> str:
-    """An id for a session created at `now` (ms): `s`, 10 characters of time, 16 of randomness.
+def make_session_id(microseconds: int, random: int) -> str:
+    """An id for a session created `microseconds` after 1970: `s` and 26 digits in base 32.
 
-    `random` gives 80 unguessable bits. The time in front keeps sessions made together close
-    together in the database and puts ids in order of creation.
+    They are 54 bits of time and the 76 bits of `random` that make the id unguessable. The time
+    in front keeps sessions made together close together in the database, and puts ids in order
+    of creation.
     """
-    number = (now & ((1 << 50) - 1)) << 80 | random
+    number = (microseconds & ((1 << 54) - 1)) << 76 | random
     return "s" + "".join(_DIGITS[number >> shift & 31] for shift in range(125, -5, -5))
 
 
@@ -115,7 +116,9 @@ def check_text(text: str, name: str) -> str:
         InvalidRequest: it holds U+0000 or a lone surrogate. `name` says which field it was.
     """
     if _UNSTORABLE.search(text):
-        raise InvalidRequest(f"{name} holds a character that cannot be kept (U+0000 or half a pair)")
+        raise InvalidRequest(
+            f"{name} holds a character that cannot be kept (U+0000 or half a pair)"
+        )
     return text
 
 
@@ -208,3 +211,17 @@ class Model(msgspec.Struct, frozen=True):
     id: str
     name: str
     context_window: int
+
+
+class ModelChoice(msgspec.Struct, frozen=True):
+    """The model of a turn, and how much history it can be shown (in `item_weight`s)."""
+
+    model: str
+    history_weight: int
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What a model is asked: its id and the items it is shown, in order."""
+
+    model: str
+    items: tuple[Item, ...]

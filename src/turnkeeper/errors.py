@@ -10,12 +10,16 @@ logged whole, answered with little.
     │   ├── MessageTooLong      longer than the server's limit
     │   ├── ContextTooLong      the newest message alone is larger than the model's window
     │   ├── UnknownModel
+    │   ├── HostRefused         the request names a host, or comes from a page, that is not ours
+    │   ├── BodyTooLarge
+    │   ├── NotFound            no such path
+    │   ├── MethodNotAllowed    the path is there, for other methods
     │   ├── SessionNotFound     unknown, or someone else's: the caller cannot tell which
     │   ├── TurnNotFound
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
     ├── ProviderError       the model could not be reached or did not answer properly
-    ├── TurnEnded           the turn waited for ended without a reply: cancelled or interrupted
+    ├── TurnEnded           the turn waited for failed, was cancelled or interrupted
     ├── StoreUnavailable    the database cannot be read or written just now
     └── ConfigError         a setting is wrong; the program cannot start
 """
@@ -77,6 +81,22 @@ class TurnNotFound(Refused):
     code = "turn_not_found"
 
 
+class HostRefused(Refused):
+    code = "forbidden"
+
+
+class BodyTooLarge(Refused):
+    code = "body_too_large"
+
+
+class NotFound(Refused):
+    code = "not_found"
+
+
+class MethodNotAllowed(Refused):
+    code = "method_not_allowed"
+
+
 class QueueFull(Refused):
     code = "queue_full"
     retry_after = 1.0
@@ -118,11 +138,16 @@ class ProviderError(TurnkeeperError):
 
 
 class TurnEnded(TurnkeeperError):
-    """The turn a caller waited for was cancelled or interrupted; what it said so far is kept."""
+    """The turn a caller waited for ended without a whole reply; what came of it is stored."""
 
-    def __init__(self, code: Literal["turn_cancelled", "turn_interrupted"], sentence: str) -> None:
+    def __init__(
+        self, turn_id: str, session_id: str, code: str, sentence: str, retry_after: float | None
+    ) -> None:
         super().__init__(sentence)
+        self.turn_id = turn_id
+        self.session_id = session_id
         self.code = code
+        self.retry_after = retry_after
 
 
 class StoreUnavailable(TurnkeeperError):

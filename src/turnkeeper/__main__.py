@@ -1,0 +1,5 @@
+"""`python -m turnkeeper` is `turnkeeper`."""
+
+from turnkeeper.cli import main
+
+main()

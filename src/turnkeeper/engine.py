@@ -1,0 +1,435 @@
+"""Sessions and turns: the one place where a user's words become a reply.
+
+Knows stores and providers by their contracts; does not know HTTP, SQL or the name of any
+company. The life of a turn is one coroutine, `_live`: stored, perhaps queued, made, ended. It
+belongs to the engine and not to whoever asked, who may come and go.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, assert_never
+
+import msgspec
+
+from turnkeeper import prompt
+from turnkeeper.contracts import (
+    BegunTurn,
+    ByAlias,
+    ById,
+    NewTurn,
+    Provider,
+    SessionChoice,
+    Store,
+)
+from turnkeeper.domain import (
+    Context,
+    Ending,
+    Failure,
+    Message,
+    Model,
+    ModelChoice,
+    Prompt,
+    SessionSummary,
+    Turn,
+    TurnRef,
+    TurnStatus,
+    Usage,
+    check_text,
+    is_session_id,
+)
+from turnkeeper.errors import (
+    BlankMessage,
+    InvalidRequest,
+    MessageTooLong,
+    ProviderError,
+    ServerStopping,
+    StoreUnavailable,
+    TurnNotFound,
+    UnknownModel,
+)
+from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.reply import Reply
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 1.0
+ALIAS_LENGTH = 128
+_ALIAS_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What an operator decides about turns.
+
+    Attributes:
+        system_message: what every prompt begins with; empty for nothing.
+        message_limit: characters of one message.
+        queue_limit: turns that may wait in one session.
+        attempts: calls to the provider for one turn, as long as no word has come.
+        retry_delay: seconds before the second call, doubling; a provider's Retry-After goes
+            before it, up to `patience` seconds. Longer, and the turn fails at once.
+    """
+
+    system_message: str = "You are a helpful AI assistant."
+    message_limit: int = 100_000
+    queue_limit: int = 32
+    attempts: int = 3
+    retry_delay: float = 0.5
+    patience: float = 10.0
+
+
+class Engine:
+    """Takes turns, lets them be followed and cancelled, and ends every one of them."""
+
+    def __init__(
+        self,
+        store: Store,
+        providers: Sequence[Provider],
+        policy: Policy,
+        *,
+        now: Callable[[], int],
+        new_id: Callable[[], str],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """`now` gives milliseconds since 1970, `new_id` an unguessable session id.
+
+        `jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread.
+        """
+        self._store = store
+        self._policy = policy
+        self._now = now
+        self._new_id = new_id
+        self._jitter = jitter
+        self._offers = {
+            model.id: (model, provider)
+            for provider in reversed(providers)
+            for model in reversed(provider.models)
+        }
+        self.models: Sequence[Model] = [
+            model for provider in providers for model in provider.models
+        ]
+        self._lives: dict[TurnRef, _Life] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._early: set[TurnRef] = set()
+        self.stopping = False
+
+    # --- What callers do -----------------------------------------------------------------------
+
+    async def take_turn(
+        self, owner: str, session: str | None, text: str, model: str | None = None
+    ) -> Reply:
+        """Store a message and have it answered. Returns once the message is durable.
+
+        `session` is a session's id or the client's own name for one, which is then made; None
+        makes a new one. `model` None keeps the session's.
+
+        Raises:
+            BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
+            ContextTooLong, QueueFull, ServerStopping, StoreUnavailable: nothing was stored.
+        """
+        if self.stopping:
+            raise ServerStopping("The server is stopping; try again in a moment")
+        message = self._check_message(text)
+        if model is not None and model not in self._offers:
+            raise UnknownModel(f"Unknown model: {model[:100]}")
+        new = NewTurn(
+            owner=owner,
+            session=None if not session else choose_session(session),
+            new_id=self._new_id(),
+            items=(message,),
+            model=model,
+            choose=lambda kept: self._choose_model(model or kept, message),
+            queue_limit=self._policy.queue_limit,
+            now=self._now(),
+        )
+        begun: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._spawn(self._live(new, begun))
+        return await begun
+
+    async def follow_turn(self, owner: str, ref: TurnRef) -> Reply:
+        """A turn's reply: live while it is made here, else as the store has it.
+
+        Raises:
+            TurnNotFound: no such turn, or someone else's.
+        """
+        life = self._lives.get(ref)
+        if life is not None and life.reply.owner == owner:
+            return life.reply
+        stored = await self._store.get_turn(owner, ref)
+        life = self._lives.get(ref)
+        return life.reply if life else Reply.stored(owner, stored.turn, stored.text)
+
+    async def cancel_turn(self, owner: str, ref: TurnRef) -> Turn:
+        """Stop a turn; what was said so far is kept. Changes nothing in one that has ended.
+
+        Raises:
+            TurnNotFound: no such turn, or someone else's.
+        """
+        reply = await self.follow_turn(owner, ref)
+        if reply.ended is not None:
+            return reply.turn
+        self._stop(ref, TurnStatus.CANCELLED)
+        return (await reply.wait()).turn
+
+    async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
+        """The owner's sessions that hold a message, oldest first."""
+        return await self._store.list_sessions(owner)
+
+    async def clear_session(self, owner: str, session: str) -> None:
+        """Forget everything said in a session; turns in it stop. Nothing if there is none."""
+        gone = await self._store.clear_session(owner, choose_session(session), self._now())
+        for ref in gone:
+            self._stop(ref, TurnStatus.CANCELLED)
+
+    async def ready(self) -> bool:
+        """Whether turns are taken just now.
+
+        Raises:
+            StoreUnavailable: no, since the database cannot be read.
+        """
+        await self._store.ping()
+        return not self.stopping
+
+    async def drain(self, grace: float) -> None:
+        """Take no more turns; let those that run finish, and interrupt them after `grace` s."""
+        self.stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        while self._tasks:
+            for ref in tuple(self._lives):
+                self._stop(ref, TurnStatus.INTERRUPTED)
+            await asyncio.wait(self._tasks, timeout=0.1)
+
+    # --- What is asked of a message ------------------------------------------------------------
+
+    def _check_message(self, text: str) -> Message:
+        if not text.strip():
+            raise BlankMessage("No message provided")
+        if len(text) > self._policy.message_limit:
+            raise MessageTooLong(
+                f"The message has {len(text)} characters; {self._policy.message_limit} are allowed"
+            )
+        return Message("user", check_text(text, "message"))
+
+    def _choose_model(self, wanted: str | None, message: Message) -> ModelChoice:
+        """`wanted`, or the default where a session's model is no longer offered."""
+        model, _ = self._offers.get(wanted or "", self._offers[self.models[0].id])
+        return prompt.choose(model, self._policy.system_message, (message,))
+
+    # --- The life of a turn --------------------------------------------------------------------
+
+    def _spawn(self, life: Any) -> None:
+        task = asyncio.get_running_loop().create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _live(self, new: NewTurn, begun: asyncio.Future[Reply]) -> None:
+        try:
+            stored = await self._store.begin_turn(new)
+        except Exception as error:
+            if not begun.done():
+                begun.set_exception(error)
+            return
+        reply = Reply(new.owner, stored.turn)
+        life = self._lives[stored.turn.ref] = _Life(reply)
+        if not begun.done():
+            begun.set_result(reply)
+        try:
+            ending = await self._play(life, stored)
+        finally:
+            life.settled = True
+        await self._end(life, ending)
+
+    async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
+        """Wait for the turn's place, make the reply, and say how that ended, whatever happened."""
+        reply = life.reply
+        context: Context | None = None
+        try:
+            if stored.turn.status is TurnStatus.QUEUED:
+                stored = await self._await_place(life)
+            model, provider = self._offers[stored.turn.model]
+            asked, context = prompt.fit(
+                model,
+                self._policy.system_message,
+                stored.history,
+                stored.total_weight,
+                stored.message_count,
+            )
+            usage = await self._make(reply, provider, asked)
+            usage = usage or _estimate_usage(context, reply.text)
+            return Ending(TurnStatus.COMPLETED, reply.text, usage, None, context)
+        except asyncio.CancelledError:
+            status = life.stopped_as or TurnStatus.INTERRUPTED
+            return Ending(status, reply.text, None, None, context)
+        except (ProviderError, StoreUnavailable) as error:
+            failure = Failure(error.code, error.sentence, error.retry_after)
+        except TurnNotFound:
+            return Ending(TurnStatus.CANCELLED, "")
+        except Exception:
+            log.exception("Turn %s failed through a fault of our own", reply.turn.ref.id)
+            failure = Failure("internal_error", "The server failed to make this reply")
+        return Ending(TurnStatus.FAILED, reply.text, None, failure, context)
+
+    async def _await_place(self, life: "_Life") -> BegunTurn:
+        ref = life.reply.turn.ref
+        if ref in self._early:
+            self._early.remove(ref)
+        else:
+            await life.place
+        room = self._choose_model(life.reply.turn.model, Message("user", ""))
+        stored = await self._store.get_history(ref, room.history_weight)
+        life.reply.start(stored.turn)
+        return stored
+
+    async def _make(self, reply: Reply, provider: Provider, asked: Prompt) -> Usage | None:
+        """Call the model, again while it says nothing; returns the usage it reported."""
+        delay = self._policy.retry_delay
+        for attempt in range(1, self._policy.attempts + 1):
+            try:
+                return await self._listen(reply, provider.stream(asked))
+            except ProviderError as error:
+                pause = error.retry_after or delay * (0.5 + self._jitter())
+                last = attempt == self._policy.attempts or pause > self._policy.patience
+                if reply.length or not error.retryable or last:
+                    raise
+                log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
+            await asyncio.sleep(pause)
+            delay *= 2
+        raise AssertionError
+
+    async def _listen(
+        self, reply: Reply, stream: AsyncIterator[Sequence[ProviderEvent]]
+    ) -> Usage | None:
+        usage = None
+        checkpoints = _Checkpoints(reply, partial(self._checkpoint, reply.turn.ref))
+        async with aclosing(stream) as events_together:  # type: ignore[type-var]
+            async for events in events_together:
+                for event in events:
+                    match event:
+                        case TextDelta(text=text):
+                            reply.append(text)
+                        case UsageReport(usage=reported):
+                            usage = reported
+                        case _:
+                            assert_never(event)
+                checkpoints.tick()
+        return usage
+
+    def _checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+        self._spawn(self._store_checkpoint(ref, position, text))  # it holds up nobody
+
+    async def _store_checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+        try:
+            await self._store.checkpoint(ref, position, text)
+        except StoreUnavailable:
+            log.warning("A checkpoint of turn %s was not kept", ref.id)
+
+    # --- The end of a turn ---------------------------------------------------------------------
+
+    async def _end(self, life: "_Life", ending: Ending) -> None:
+        """Store the ending, then tell everyone. Cannot be skipped, and is tried until it holds.
+
+        No one cancels this: `_stop` leaves a settled life alone.
+        """
+        ref, pause = life.reply.turn.ref, 0.05
+        while True:
+            now = self._now()
+            try:
+                promoted = await self._store.end_turn(ref, ending, now)
+                break
+            except StoreUnavailable:
+                if self.stopping:
+                    promoted = None  # the next start settles it, from its checkpoints
+                    break
+            except Exception:
+                log.exception("Turn %s could not be ended as it was", ref.id)
+                failure = Failure("internal_error", "The server failed to store this reply")
+                ending = Ending(TurnStatus.FAILED, "", None, failure)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+        self._lives.pop(ref, None)
+        if promoted is not None:
+            self._give_place(promoted.ref)
+        life.reply.end(
+            msgspec.structs.replace(
+                life.reply.turn,
+                status=ending.status,
+                finished_at=now,
+                usage=ending.usage,
+                failure=ending.failure,
+                context=ending.context,
+            )
+        )
+
+    def _give_place(self, ref: TurnRef) -> None:
+        life = self._lives.get(ref)
+        if life is None:
+            self._early.add(ref)  # stored, but its own coroutine has not been told yet
+        elif not life.place.done():
+            life.place.set_result(None)
+
+    def _stop(self, ref: TurnRef, status: TurnStatus) -> None:
+        """Make a turn end as `status`, unless its ending is settled already."""
+        life = self._lives.get(ref)
+        if life is None or life.settled or life.stopped_as is not None:
+            return
+        life.stopped_as = status
+        life.task.cancel()
+
+
+class _Life:
+    """A turn between `begin_turn` and `end_turn`, as its coroutine and `_stop` see it."""
+
+    __slots__ = ("place", "reply", "settled", "stopped_as", "task")
+
+    def __init__(self, reply: Reply) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        self.reply = reply
+        self.task = task
+        self.place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stopped_as: TurnStatus | None = None
+        self.settled = False
+
+
+class _Checkpoints:
+    """Hands on the new tail of a long reply about once a second, with its position."""
+
+    def __init__(self, reply: Reply, keep: Callable[[int, str], None]) -> None:
+        self._reply = reply
+        self._keep = keep
+        self._clock = asyncio.get_running_loop().time
+        self._due = self._clock() + CHECKPOINT_SECONDS
+        self._kept = 0
+        self._position = 0
+
+    def tick(self) -> None:
+        if self._clock() < self._due or self._reply.length == self._kept:
+            return
+        self._keep(self._position, self._reply.since(self._kept))
+        self._due = self._clock() + CHECKPOINT_SECONDS
+        self._kept = self._reply.length
+        self._position += 1
+
+
+def choose_session(text: str) -> SessionChoice:
+    """Which session a caller means: an id of ours, else a name of the caller's own.
+
+    Raises:
+        InvalidRequest: neither could be.
+    """
+    if is_session_id(text):
+        return ById(text)
+    if len(text) <= ALIAS_LENGTH and _ALIAS_CHARACTERS.issuperset(text):
+        return ByAlias(text)
+    raise InvalidRequest(
+        f"session_id must be 1 to {ALIAS_LENGTH} characters of A-Z a-z 0-9 . _ : -"
+    )
+
+
+def _estimate_usage(context: Context, text: str) -> Usage:
+    completion = len(text.encode()) // prompt.BYTES_PER_TOKEN + 1
+    return Usage(context.estimated_tokens, completion, estimated=True)

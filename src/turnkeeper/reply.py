@@ -1,0 +1,179 @@
+"""One reply in the making: its text, who is following it, and from which character.
+
+A reply is kept here as it grows; a follower holds nothing but a position in it. So a slow
+follower costs no memory and slows nobody, and any number may come and go.
+"""
+
+import asyncio
+
+from turnkeeper.domain import Failure, Turn, TurnStatus
+from turnkeeper.errors import TurnEnded
+from turnkeeper.events import Ended, Grew, ReplyEvent, Started
+
+_ENDED_EARLY = {
+    TurnStatus.CANCELLED: Failure("turn_cancelled", "The turn was cancelled"),
+    TurnStatus.INTERRUPTED: Failure(
+        "turn_interrupted", "The server stopped before the reply was complete"
+    ),
+}
+
+
+class Reply:
+    """The reply of one turn of `owner`'s, from the queue to its end."""
+
+    def __init__(self, owner: str, turn: Turn) -> None:
+        self.owner = owner
+        self.turn = turn
+        self.length = 0  # in characters (code points)
+        self.ended: Ended | None = None
+        self._chunks: list[str] = []
+        self._followers: list[Follower] = []
+        self._waiting: list[asyncio.Future[Ended]] = []
+
+    @classmethod
+    def stored(cls, owner: str, turn: Turn, text: str) -> "Reply":
+        """A reply that is over, as the store has it."""
+        reply = cls(owner, turn)
+        reply.append(text)
+        reply.end(turn)
+        return reply
+
+    @property
+    def text(self) -> str:
+        return "".join(self._chunks)
+
+    # --- What happens to it --------------------------------------------------------------------
+
+    def start(self, turn: Turn) -> None:
+        """Its place in the queue has come."""
+        self.turn = turn
+        self._tell()
+
+    def append(self, text: str) -> None:
+        if text:
+            self._chunks.append(text)
+            self.length += len(text)
+            self._tell()
+
+    def end(self, turn: Turn) -> None:
+        """It is over and stored as `turn`. Nothing happens to it afterwards."""
+        self.turn = turn
+        self.ended = Ended(turn, self.text)
+        self._tell()
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(self.ended)
+
+    def _tell(self) -> None:
+        for follower in self._followers:
+            follower.nudge()
+
+    # --- Those who want it ---------------------------------------------------------------------
+
+    async def wait(self) -> Ended:
+        """Its end, when it comes."""
+        if self.ended is not None:
+            return self.ended
+        future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return await future
+
+    async def completed(self) -> str:
+        """Its whole text, once the turn is completed and stored.
+
+        Raises:
+            TurnEnded: the turn failed, was cancelled or interrupted.
+        """
+        ended = await self.wait()
+        turn = ended.turn
+        if turn.status is TurnStatus.COMPLETED:
+            return ended.text
+        failure = turn.failure or _ENDED_EARLY[turn.status]
+        raise TurnEnded(
+            turn.ref.id, turn.ref.session_id, failure.code, failure.sentence, failure.retry_after
+        )
+
+    def follow(self, after: int | None = None) -> "Follower":
+        """Follow it from character `after` on; None is the beginning, with its `Started`."""
+        follower = Follower(self, after)
+        self._followers.append(follower)
+        return follower
+
+    def leave(self, follower: "Follower") -> None:
+        self._followers.remove(follower)
+
+    def since(self, position: int) -> str:
+        """The characters from `position` on; quick near the end, where followers are."""
+        missing = self.length - position
+        newest: list[str] = []
+        for chunk in reversed(self._chunks):
+            if missing <= 0:
+                break
+            newest.append(chunk if len(chunk) <= missing else chunk[-missing:])
+            missing -= len(chunk)
+        return newest[0] if len(newest) == 1 else "".join(reversed(newest))
+
+
+class Follower:
+    """Someone's place in a reply. Used by one task; closed by whoever opened it."""
+
+    def __init__(self, reply: Reply, after: int | None) -> None:
+        self.reply = reply
+        self._position = after or 0
+        self._wants_start = after is None
+        self.finished = False  # it has been told the end, or was closed
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def next(self) -> list[ReplyEvent]:
+        """What happened since the last call, in order, once there is anything.
+
+        Text that arrived in several pieces comes in one. Empty when `nudge` was called and
+        nothing had happened, or after the end.
+        """
+        events = self._news()
+        if events or self.finished:
+            return events
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        return self._news()
+
+    def nudge(self) -> None:
+        """Wake whoever waits in `next`."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        self.finished = True
+        self.reply.leave(self)
+        self.nudge()
+
+    def _news(self) -> list[ReplyEvent]:
+        if self.finished:
+            return []
+        reply, events = self.reply, list[ReplyEvent]()
+        if self._wants_start and _has_started(reply):
+            self._wants_start = False
+            events.append(Started(reply.turn))
+        if reply.length > self._position:
+            events.append(Grew(reply.since(self._position), reply.length))
+            self._position = reply.length
+        if reply.ended is not None:
+            self.finished = True
+            events.append(self._ending(reply.ended))
+        return events
+
+    def _ending(self, ended: Ended) -> Ended:
+        """A follower from beyond the end had seen words that a crash has lost: start over."""
+        if self._position > self.reply.length:
+            return Ended(ended.turn, ended.text, replace=True)
+        return ended
+
+
+def _has_started(reply: Reply) -> bool:
+    """Whether the model was called, as far as one can tell: not if it ended in the queue."""
+    if reply.turn.status in (TurnStatus.CANCELLED, TurnStatus.INTERRUPTED):
+        return reply.length > 0
+    return reply.turn.status is not TurnStatus.QUEUED

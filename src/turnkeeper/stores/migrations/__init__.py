@@ -1,0 +1,36 @@
+"""The schema as numbered steps; each runs once, in a transaction, in order."""
+
+from importlib import resources
+
+from turnkeeper.errors import ConfigError
+
+CREATE_TABLE = """
+CREATE TABLE IF NOT EXISTS turnkeeper_migrations (number BIGINT NOT NULL PRIMARY KEY, name TEXT)
+"""
+APPLIED = "SELECT MAX(number) FROM turnkeeper_migrations"
+RECORD = "INSERT INTO turnkeeper_migrations (number, name) VALUES (?, ?)"
+
+
+def all_migrations() -> list[tuple[int, str, str]]:
+    """Every migration as (number, name, SQL script), in order."""
+    files = sorted(
+        (file for file in resources.files(__package__).iterdir() if file.name.endswith(".sql")),
+        key=lambda file: file.name,
+    )
+    return [(int(file.name[:4]), file.name, file.read_text("utf-8")) for file in files]
+
+
+def pending_migrations(applied: int) -> list[tuple[int, str, str]]:
+    """The migrations after number `applied`.
+
+    Raises:
+        ConfigError: the database has had migrations that this program does not know.
+    """
+    migrations = all_migrations()
+    newest = migrations[-1][0]
+    if applied > newest:
+        raise ConfigError(
+            f"The database has schema {applied} and this program knows only {newest}:"
+            " it was made by a newer Turnkeeper. Upgrade the program"
+        )
+    return [migration for migration in migrations if migration[0] > applied]

@@ -1,0 +1,153 @@
+"""PostgreSQL through asyncpg: each transaction on a pooled connection of its own.
+
+In its simplest form: one server at a time, which an advisory lock sees to.
+"""
+
+import asyncio
+import functools
+import itertools
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import asyncpg
+
+from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.stores import migrations
+from turnkeeper.stores.sql import Rows, Transaction
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a database holds
+_ATTEMPTS = 10  # at a transaction that conflicts with others
+
+_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_UNAVAILABLE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    OSError,
+    TimeoutError,
+)
+
+
+class PostgresDriver:
+    """`sql.Driver` on an open pool. Made by `open_postgres`."""
+
+    def __init__(self, pool: asyncpg.Pool, lock: asyncpg.Connection) -> None:
+        self._pool = pool
+        self._lock = lock  # a connection, which holds the lock while it lives
+
+    async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
+        del long  # a connection of its own holds up nobody
+        for attempt in itertools.count(1):
+            try:
+                return await self._run(transaction, "read_committed", readonly=False)
+            except _CONFLICTS:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        return await self._run(transaction, "repeatable_read", readonly=True)
+
+    async def _run(
+        self, transaction: Callable[[], Transaction[T]], isolation: Any, *, readonly: bool
+    ) -> T:
+        try:
+            async with (
+                self._pool.acquire() as connection,
+                connection.transaction(isolation=isolation, readonly=readonly),
+            ):
+                return await _drive(connection.fetch, transaction)
+        except _UNAVAILABLE as error:
+            log.warning("PostgreSQL: %s", error)
+            raise StoreUnavailable("The database cannot be used just now") from error
+
+    async def close(self) -> None:
+        await self._lock.close()
+        await self._pool.close()
+
+
+async def _drive(
+    fetch: Callable[..., Awaitable[Rows]], transaction: Callable[[], Transaction[T]]
+) -> T:
+    """Feed a transaction the rows it asks for until it returns."""
+    steps = transaction()
+    try:
+        sql, arguments = next(steps)
+        while True:
+            sql, arguments = steps.send(await fetch(_numbered(sql), *arguments))
+    except StopIteration as finished:
+        return finished.value  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _numbered(sql: str) -> str:
+    """The statement with `$1, $2, …` for its question marks."""
+    numbers = itertools.count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", sql)
+
+
+# --- Opening -----------------------------------------------------------------------------------
+
+
+async def open_postgres(url: str) -> PostgresDriver:
+    """Connect, lock and migrate the database at `url` (`postgresql://…`).
+
+    Raises:
+        ConfigError: it cannot be reached, another server has it, it is not ours, or it is newer
+            than this program.
+    """
+    try:
+        lock = await asyncpg.connect(url, timeout=10)
+    except (
+        OSError,
+        TimeoutError,
+        ValueError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+    ) as error:
+        raise ConfigError(f"The PostgreSQL database cannot be reached: {error}") from error
+    try:
+        await _take_lock(lock)
+        await _migrate(lock)
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=10)
+    except asyncpg.PostgresError as error:
+        await lock.close()
+        raise ConfigError(f"The PostgreSQL database cannot be used: {error}") from error
+    except BaseException:
+        await lock.close()
+        raise
+    return PostgresDriver(pool, lock)
+
+
+async def _take_lock(connection: asyncpg.Connection) -> None:
+    """A server that was killed may hold the lock until PostgreSQL notices: wait a moment."""
+    for _ in range(20):
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+            return
+        await asyncio.sleep(0.1)
+    raise ConfigError("Another Turnkeeper is serving this PostgreSQL database already")
+
+
+async def _migrate(connection: asyncpg.Connection) -> None:
+    tables = {
+        row[0]
+        for row in await connection.fetch(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+        )
+    }
+    if tables & {"sessions", "turns", "items"} and "turnkeeper_migrations" not in tables:
+        raise ConfigError(
+            "The PostgreSQL database is not Turnkeeper's: it holds tables of these names"
+        )
+    await connection.execute(migrations.CREATE_TABLE)
+    applied = await connection.fetchval(migrations.APPLIED) or 0
+    for number, name, script in migrations.pending_migrations(applied):
+        async with connection.transaction():
+            await connection.execute(script)
+            await connection.execute(_numbered(migrations.RECORD), number, name)

@@ -1,0 +1,312 @@
+"""SQLite: one file, one writer, many transactions per commit.
+
+Statements run on the event loop, where each takes microseconds; only COMMIT, which waits for
+the disk, runs in a thread. While it does, what arrives is gathered for the next commit. (Measured
+against whole batches in the thread: handing the interpreter's lock to and fro costs more than
+the statements.) Two rules follow, since statements on the writer's connection see rows that are
+not committed: no result leaves before COMMIT has returned, and all other reading goes through a
+connection of its own.
+"""
+
+import asyncio
+import fcntl
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.stores import migrations
+from turnkeeper.stores.sql import Transaction
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_BATCH = 64  # transactions in one commit at most, so that the event loop is not held up
+_BUSY_MS = 5000  # how long to wait for another program that writes to the file
+
+
+class _Job(Generic[T]):
+    """A transaction that waits for its commit, and whoever waits for it."""
+
+    __slots__ = ("error", "future", "long", "result", "transaction")
+
+    def __init__(self, transaction: Callable[[], Transaction[T]], long: bool) -> None:
+        self.transaction = transaction
+        self.long = long
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.result: T | None = None
+        self.error: Exception | None = None
+
+    def settle(self) -> None:
+        """Tell the waiter, unless it has gone away."""
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(_translate(self.error))
+        else:
+            self.future.set_result(self.result)  # type: ignore[arg-type]
+
+
+class SqliteDriver:
+    """`sql.Driver` on an open file. Made by `open_sqlite`."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, lock: IO[str]) -> None:
+        self._path = path
+        self._writer = writer
+        self._lock = lock
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[_Job[Any]] = []
+        self._busy = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._committer = _Worker("turnkeeper-commit")
+        self._readers = ThreadPoolExecutor(2, "turnkeeper-read")
+        self._reader = threading.local()
+        self._open_readers: list[sqlite3.Connection] = []
+
+    async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
+        job = _Job(transaction, long)
+        self._waiting.append(job)
+        if not self._busy:
+            self._busy = True
+            self._idle.clear()
+            # After everything that is ready now, so that it shares the commit.
+            self._loop.call_soon(self._next_batch)
+        return await job.future
+
+    async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        try:
+            return await self._loop.run_in_executor(self._readers, self._read, transaction)
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    async def close(self) -> None:
+        await self._idle.wait()
+        self._committer.stop()
+        self._readers.shutdown()
+        for reader in self._open_readers:
+            reader.close()
+        self._writer.close()
+        self._lock.close()
+
+    # --- Writing -------------------------------------------------------------------------------
+
+    def _next_batch(self) -> None:
+        batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+        if not batch:
+            self._busy = False
+            self._idle.set()
+            return
+        if any(job.long for job in batch):
+            self._committer.do(lambda: self._write_in_thread(batch))
+        elif self._run(batch):
+            self._committer.do(lambda: self._commit(batch))
+        else:
+            self._committer.do(lambda: self._run_alone(batch))
+
+    def _write_in_thread(self, batch: list[_Job[Any]]) -> None:
+        if self._run(batch):
+            self._commit(batch)
+        else:
+            self._run_alone(batch)
+
+    def _run(self, batch: list[_Job[Any]]) -> bool:
+        """Run each of the batch under a savepoint; False if the whole transaction is gone.
+
+        An error in one undoes that one. But SQLite ends the transaction by itself on some (a
+        full disk, for one), and all before it are undone too: `in_transaction` tells.
+        """
+        execute = self._writer.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for job in batch:
+                job.error = None
+                execute("SAVEPOINT job")
+                try:
+                    job.result = _drive(self._writer, job.transaction)
+                    execute("RELEASE job")
+                except Exception as error:
+                    if not self._writer.in_transaction:
+                        return False
+                    execute("ROLLBACK TO job")
+                    execute("RELEASE job")
+                    job.error = error
+        except sqlite3.Error:
+            self._roll_back()
+            return False
+        return True
+
+    def _commit(self, batch: list[_Job[Any]]) -> None:
+        """In the thread: make the batch durable, then tell everyone."""
+        try:
+            self._writer.execute("COMMIT")
+        except sqlite3.Error:
+            self._roll_back()
+            self._run_alone(batch)
+        else:
+            self._loop.call_soon_threadsafe(self._settle, batch)
+
+    def _run_alone(self, batch: list[_Job[Any]]) -> None:
+        """In the thread: each in a transaction of its own, so that only the guilty fail.
+
+        Here, and not on the loop, is where another program's writing is waited for.
+        """
+        self._writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        for job in batch:
+            job.error = None
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                job.result = _drive(self._writer, job.transaction)
+                self._writer.execute("COMMIT")
+            except Exception as error:
+                self._roll_back()
+                job.error = error
+        self._writer.execute("PRAGMA busy_timeout = 0")
+        self._loop.call_soon_threadsafe(self._settle, batch)
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+
+    def _settle(self, batch: list[_Job[Any]]) -> None:
+        for job in batch:
+            job.settle()
+        self._next_batch()
+
+    # --- Reading -------------------------------------------------------------------------------
+
+    def _read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        connection = getattr(self._reader, "connection", None)
+        if connection is None:
+            connection = self._reader.connection = _connect(self._path)
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            connection.execute("PRAGMA query_only = ON")
+            self._open_readers.append(connection)
+        connection.execute("BEGIN")
+        try:
+            return _drive(connection, transaction)
+        finally:
+            connection.execute("ROLLBACK")
+
+
+class _Worker:
+    """A thread that does one thing after another; half the cost of an executor's submit."""
+
+    def __init__(self, name: str) -> None:
+        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+        self.do = self._todo.put
+
+    def _work(self) -> None:
+        while (todo := self._todo.get()) is not None:
+            todo()
+
+    def stop(self) -> None:
+        self._todo.put(None)
+        self._thread.join()
+
+
+def _drive(connection: sqlite3.Connection, transaction: Callable[[], Transaction[T]]) -> T:
+    """Feed a transaction the rows it asks for until it returns."""
+    steps = transaction()
+    execute = connection.execute
+    try:
+        sql, arguments = next(steps)
+        while True:
+            sql, arguments = steps.send(execute(sql, arguments).fetchall())
+    except StopIteration as finished:
+        return finished.value  # type: ignore[no-any-return]
+
+
+def _translate(error: Exception) -> Exception:
+    """What SQLite says of its file, as an error the caller may see; anything else is a bug."""
+    if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
+        error, sqlite3.IntegrityError | sqlite3.ProgrammingError
+    ):
+        log.error("SQLite: %s", error)
+        unavailable = StoreUnavailable("The database cannot be used just now")
+        unavailable.__cause__ = error
+        return unavailable
+    return error
+
+
+# --- Opening -----------------------------------------------------------------------------------
+
+
+def open_sqlite(path: Path) -> SqliteDriver:
+    """Open, lock and migrate the database at `path`; creates it if there is none.
+
+    Raises:
+        ConfigError: another server has it, it is not ours, it is newer than this program, or it
+            cannot be opened or written.
+    """
+    lock = _lock(path)
+    try:
+        writer = _connect(path)
+        try:
+            writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            _migrate(writer, path)
+            writer.execute("PRAGMA busy_timeout = 0")
+        except BaseException:
+            writer.close()
+            raise
+    except sqlite3.Error as error:
+        lock.close()
+        raise ConfigError(f"The database {path} cannot be used: {error}") from error
+    except BaseException:
+        lock.close()
+        raise
+    return SqliteDriver(path, writer, lock)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Held for as long as the file stays open, and let go by the kernel if we are killed."""
+    try:
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"The database {path} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(f"Another Turnkeeper is serving the database {path} already") from error
+    return lock
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    if tables and "turnkeeper_migrations" not in tables:
+        raise ConfigError(f"The database {path} is not Turnkeeper's: it holds other tables")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(migrations.CREATE_TABLE)
+    applied = connection.execute(migrations.APPLIED).fetchone()[0] or 0
+    for number, name, script in migrations.pending_migrations(applied):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _statements(script):
+            connection.execute(statement)
+        connection.execute(migrations.RECORD, (number, name))
+        connection.execute("COMMIT")
+
+
+def _statements(script: str) -> list[str]:
+    """A script's statements one by one: `executescript` would commit between them."""
+    statements, start = [], 0
+    for end, character in enumerate(script, 1):
+        if character == ";" and sqlite3.complete_statement(script[start:end]):
+            statements.append(script[start:end])
+            start = end
+    return statements

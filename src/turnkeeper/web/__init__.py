@@ -1,0 +1,1 @@
+"""HTTP: the route map, who may come in, and how answers and streams leave."""

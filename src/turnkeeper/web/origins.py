@@ -1,0 +1,64 @@
+"""Which hosts and pages may talk to a server that asks for no credentials.
+
+In access mode `off` everyone who reaches the server is the user `local`, so a web page open in
+that user's browser must not reach it unasked: neither by a request from its own origin, nor by
+pointing a name of its own at this machine.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import msgspec
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Origins(msgspec.Struct, frozen=True):
+    """The rules in force.
+
+    Attributes:
+        hosts: names that requests may give as `Host`, beside those of this machine's loopback.
+        any_address: whether `Host` may be any IP address: for a server that listens on all of
+            them. An address, unlike a name, cannot be pointed elsewhere.
+        allowed: origins that other pages may come from, or `*`; empty for any port of localhost.
+    """
+
+    hosts: frozenset[str]
+    any_address: bool
+    allowed: Sequence[str]
+
+    def host_is_ours(self, host: str) -> bool:
+        name = _host_name(host)
+        return name in self.hosts or _is_loopback(name) or (self.any_address and _is_address(name))
+
+    def origin_is_ours(self, origin: str, host: str) -> bool:
+        """Whether a page from `origin` may talk to us; `host` is what the request called us."""
+        if "*" in self.allowed or origin in self.allowed:
+            return True
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https"):
+            return False
+        return parts.netloc == host or (not self.allowed and _is_loopback(_host_name(parts.netloc)))
+
+
+def _host_name(host: str) -> str:
+    """A `Host` header without its port, in lower case; empty if it is not one."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
