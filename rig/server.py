@@ -1,0 +1,91 @@
+"""A real Turnkeeper process on a real port, to be talked to, stopped and killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Server:
+    """`turnkeeper serve` in a folder of its own; `start` again after it has ended."""
+
+    def __init__(self, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.options = options
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "PORT": "0",
+            "PYTHONFAULTHANDLER": "1",
+            **(env or {}),
+        }
+        self.log: list[str] = []
+        self.url = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> "Server":
+        """Start it; returns once it answers.
+
+        Raises:
+            RuntimeError: it ended instead; the message holds what it said.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "turnkeeper", "serve", *self.options],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.log.append(line)
+            if line.startswith("Turnkeeper is listening on "):
+                self.url = line.split()[4]
+                threading.Thread(target=self._read_on, daemon=True).start()
+                return self
+        self._process.wait()
+        raise RuntimeError(f"ended with {self._process.returncode}: {''.join(self.log)}")
+
+    def _read_on(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            self.log.extend(output)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Its exit code, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def __enter__(self) -> "Server":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.kill()

@@ -1,0 +1,445 @@
+"""The store exam: the sentences of `contracts.Store`, on every database."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from turnkeeper.compose import open_store
+from turnkeeper.contracts import ById, ByAlias, NewTurn, Store
+from turnkeeper.domain import (
+    Context,
+    Ending,
+    Failure,
+    Item,
+    Message,
+    ModelChoice,
+    Reasoning,
+    ToolCall,
+    ToolResult,
+    TurnRef,
+    TurnStatus,
+    Usage,
+    item_weight,
+    make_session_id,
+)
+from turnkeeper.errors import (
+    ConfigError,
+    ContextTooLong,
+    QueueFull,
+    SessionNotFound,
+    TurnNotFound,
+)
+
+Open = Callable[[], Awaitable[Store]]
+
+NOW = 1_700_000_000_000
+PLENTY = 1_000_000
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/exam.db"
+    server = request.getfixturevalue("postgres_url")
+    name = f"exam{next(_numbers)}"
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    return f"{server.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[Store]:
+    store = await open_store(database)
+    yield store
+    await store.close()
+
+
+def new_id() -> str:
+    return make_session_id(NOW * 1000 + next(_numbers), 12345)
+
+
+def a_turn(
+    *items: Item | str,
+    session: ById | ByAlias | None = None,
+    owner: str = "ann",
+    model: str | None = None,
+    history: int = PLENTY,
+    queue_limit: int = 8,
+) -> NewTurn:
+    return NewTurn(
+        owner=owner,
+        session=session,
+        new_id=new_id(),
+        items=tuple(Message("user", i) if isinstance(i, str) else i for i in items),
+        model=model,
+        choose=lambda kept: ModelChoice(kept or "default", history),
+        queue_limit=queue_limit,
+        now=NOW,
+    )
+
+
+def completed(text: str) -> Ending:
+    return Ending(TurnStatus.COMPLETED, text, Usage(3, 4))
+
+
+async def say(store: Store, text: str, reply: str, session: ById | ByAlias | None) -> TurnRef:
+    begun = await store.begin_turn(a_turn(text, session=session))
+    await store.end_turn(begun.turn.ref, completed(reply), NOW)
+    return begun.turn.ref
+
+
+async def texts(store: Store, session: ById | ByAlias) -> list[str]:
+    """What a prompt would show now, seen by a turn that then fails and leaves no trace."""
+    begun = await store.begin_turn(a_turn("probe", session=session))
+    await store.end_turn(begun.turn.ref, Ending(TurnStatus.FAILED, ""), NOW)
+    return [kept.item.text for kept in begun.history if isinstance(kept.item, Message)][:-1]
+
+
+# --- A turn ------------------------------------------------------------------------------------
+
+
+async def test_a_turn_is_kept_whole(store: Store) -> None:
+    begun = await store.begin_turn(a_turn("hello"))
+    assert begun.turn.status is TurnStatus.RUNNING
+    assert [kept.item for kept in begun.history] == [Message("user", "hello")]
+    ending = Ending(
+        TurnStatus.COMPLETED, "hi there", Usage(5, 2, estimated=True), None, Context(1, 0, 9)
+    )
+    assert await store.end_turn(begun.turn.ref, ending, NOW + 5) is None
+    stored = await store.get_turn("ann", begun.turn.ref)
+    assert stored.text == "hi there"
+    assert stored.turn.status is TurnStatus.COMPLETED
+    assert stored.turn.usage == Usage(5, 2, estimated=True)
+    assert stored.turn.context == Context(1, 0, 9)
+    assert (stored.turn.created_at, stored.turn.finished_at) == (NOW, NOW + 5)
+
+
+async def test_history_is_in_order_and_ends_with_the_turns_own_items(store: Store) -> None:
+    session = ByAlias("talk")
+    for number in range(50):
+        await say(store, f"q{number}", f"a{number}", session)
+    begun = await store.begin_turn(a_turn("last", session=session))
+    said = [kept.item.text for kept in begun.history if isinstance(kept.item, Message)]
+    expected = [f"{kind}{n}" for n in range(50) for kind in "qa"]
+    assert said == [*expected, "last"]
+    assert begun.total_weight == sum(item_weight(kept.item) for kept in begun.history)
+    assert begun.message_count == 101
+
+
+async def test_history_is_read_from_its_end_and_only_as_far_as_asked(store: Store) -> None:
+    session = ByAlias("long")
+    for number in range(60):
+        await say(store, f"question {number}", f"answer {number}", session)
+    begun = await store.begin_turn(a_turn("now", session=session, history=200))
+    assert 200 <= sum(item_weight(kept.item) for kept in begun.history)
+    assert len(begun.history) < 60
+    assert begun.history[-1].item == Message("user", "now")
+    assert begun.total_weight > 121 * 16
+
+
+ITEMS: tuple[Item, ...] = (
+    Message("user", "what's \"the\" weather\n\t'in' {Köln} — 東京 🙂 \\u0000?"),
+    ToolCall("call_1", "weather", '{"city": "K\u00f6ln",  "exact" : 1.0}'),
+    ToolResult("call_1", "rain; DROP TABLE items; --"),
+    Reasoning("hm\r\n"),
+    Message("system", ""),
+)
+
+
+async def test_items_of_every_kind_come_back_exactly(store: Store) -> None:
+    begun = await store.begin_turn(a_turn(*ITEMS))
+    assert tuple(kept.item for kept in begun.history) == ITEMS
+    assert [kept.position for kept in begun.history] == [0, 1, 2, 3, 4]
+
+
+async def test_a_megabyte_of_text_comes_back_exactly(store: Store) -> None:
+    text = "åß∂ƒ" * 250_000
+    begun = await store.begin_turn(a_turn(text))
+    await store.end_turn(begun.turn.ref, completed(text), NOW)
+    assert (await store.get_turn("ann", begun.turn.ref)).text == text
+
+
+async def test_a_terminal_state_never_changes(store: Store) -> None:
+    ref = await say(store, "q", "first", ByAlias("x"))
+    for status in (TurnStatus.FAILED, TurnStatus.CANCELLED, TurnStatus.COMPLETED):
+        assert await store.end_turn(ref, Ending(status, "second"), NOW + 9) is None
+    stored = await store.get_turn("ann", ref)
+    assert (stored.turn.status, stored.text) == (TurnStatus.COMPLETED, "first")
+
+
+async def test_a_failure_is_kept_with_its_words(store: Store) -> None:
+    begun = await store.begin_turn(a_turn("q"))
+    failure = Failure("provider_rate_limited", "Slow down", 7.5)
+    await store.end_turn(begun.turn.ref, Ending(TurnStatus.FAILED, "part", None, failure), NOW)
+    stored = await store.get_turn("ann", begun.turn.ref)
+    assert stored.turn.failure == failure
+    assert stored.text == "part"
+
+
+# --- What stays in prompts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "shown"),
+    [
+        (TurnStatus.COMPLETED, "whole", ["q", "whole"]),
+        (TurnStatus.CANCELLED, "part", ["q", "part"]),
+        (TurnStatus.INTERRUPTED, "part", ["q", "part"]),
+        (TurnStatus.CANCELLED, "", []),
+        (TurnStatus.INTERRUPTED, "", []),
+        (TurnStatus.FAILED, "", []),
+        (TurnStatus.FAILED, "part", []),
+    ],
+)
+async def test_what_an_ending_leaves_to_later_prompts(
+    store: Store, status: TurnStatus, text: str, shown: list[str]
+) -> None:
+    session = ByAlias("s")
+    begun = await store.begin_turn(a_turn("q", session=session))
+    await store.end_turn(begun.turn.ref, Ending(status, text), NOW)
+    assert await texts(store, session) == shown
+
+
+async def test_failed_turns_never_make_the_next_prompt_heavier(store: Store) -> None:
+    session = ByAlias("s")
+    await say(store, "q", "a", session)
+    for _ in range(5):
+        begun = await store.begin_turn(a_turn("x" * 1000, session=session))
+        await store.end_turn(begun.turn.ref, Ending(TurnStatus.FAILED, "y" * 500), NOW)
+    begun = await store.begin_turn(a_turn("z", session=session))
+    assert begun.total_weight == sum(item_weight(kept.item) for kept in begun.history)
+
+
+# --- The queue ---------------------------------------------------------------------------------
+
+
+async def test_turns_of_one_session_run_one_at_a_time_in_order(store: Store) -> None:
+    session = ByAlias("busy")
+    first, second, third = [
+        (await store.begin_turn(a_turn(text, session=session))).turn for text in "abc"
+    ]
+    assert [t.status.value for t in (first, second, third)] == ["running", "queued", "queued"]
+    promoted = await store.end_turn(first.ref, completed("A"), NOW)
+    assert promoted is not None
+    assert (promoted.ref, promoted.status) == (second.ref, TurnStatus.RUNNING)
+    history = await store.get_history(second.ref, PLENTY)
+    assert [kept.item.text for kept in history.history if isinstance(kept.item, Message)] == [
+        "a",
+        "A",
+        "b",
+    ]
+    assert history.total_weight == sum(item_weight(kept.item) for kept in history.history)
+    assert history.message_count == 3
+    promoted = await store.end_turn(second.ref, completed("B"), NOW)
+    assert promoted is not None
+    assert promoted.ref == third.ref
+
+
+async def test_a_queued_turn_that_ends_leaves_the_queue(store: Store) -> None:
+    session = ByAlias("busy")
+    first, second, third = [
+        (await store.begin_turn(a_turn(text, session=session))).turn for text in "abc"
+    ]
+    assert await store.end_turn(second.ref, Ending(TurnStatus.CANCELLED, ""), NOW) is None
+    assert (await store.get_turn("ann", second.ref)).turn.status is TurnStatus.CANCELLED
+    promoted = await store.end_turn(first.ref, completed("A"), NOW)
+    assert promoted is not None
+    assert promoted.ref == third.ref
+
+
+async def test_the_queue_is_bounded_and_the_refused_turn_leaves_nothing(store: Store) -> None:
+    session = ByAlias("busy")
+    for text in "abc":
+        await store.begin_turn(a_turn(text, session=session, queue_limit=2))
+    with pytest.raises(QueueFull):
+        await store.begin_turn(a_turn("d", session=session, queue_limit=2))
+    listed = await store.list_sessions("ann")
+    assert [s.message_count for s in listed] == [3]
+
+
+async def test_fifty_at_once_get_fifty_places_in_order(store: Store) -> None:
+    session = ByAlias("race")
+    begun = await asyncio.gather(
+        *[store.begin_turn(a_turn(f"m{n}", session=session, queue_limit=100)) for n in range(50)]
+    )
+    assert sorted(b.turn.ref.number for b in begun) == list(range(1, 51))
+    assert len({b.turn.ref.session_id for b in begun}) == 1
+    assert sum(b.turn.status is TurnStatus.RUNNING for b in begun) == 1
+
+
+async def test_ends_and_begins_that_race_never_leave_a_session_stuck(store: Store) -> None:
+    session = ByAlias("race")
+    first = (await store.begin_turn(a_turn("0", session=session))).turn.ref
+    running = [first]
+    for n in range(1, 20):
+        ended, begun = await asyncio.gather(
+            store.end_turn(running[-1], completed("x"), NOW),
+            store.begin_turn(a_turn(str(n), session=session)),
+        )
+        assert begun.turn.status is TurnStatus.RUNNING or ended is not None
+        running.append(begun.turn.ref)
+
+
+# --- Sessions ----------------------------------------------------------------------------------
+
+
+async def test_an_alias_is_its_owners_own(store: Store) -> None:
+    mine = await store.begin_turn(a_turn("mine", session=ByAlias("same"), owner="ann"))
+    yours = await store.begin_turn(a_turn("yours", session=ByAlias("same"), owner="bob"))
+    assert mine.turn.ref.session_id != yours.turn.ref.session_id
+    assert [s.alias for s in await store.list_sessions("ann")] == ["same"]
+
+
+async def test_another_owners_session_and_turn_do_not_exist(store: Store) -> None:
+    ref = await say(store, "q", "a", None)
+    with pytest.raises(SessionNotFound):
+        await store.begin_turn(a_turn("hi", session=ById(ref.session_id), owner="bob"))
+    with pytest.raises(TurnNotFound):
+        await store.get_turn("bob", ref)
+    assert await store.clear_session("bob", ById(ref.session_id), NOW) == []
+    assert (await store.get_turn("ann", ref)).text == "a"
+
+
+async def test_an_unknown_id_is_not_found_and_not_made(store: Store) -> None:
+    with pytest.raises(SessionNotFound):
+        await store.begin_turn(a_turn("hi", session=ById(new_id())))
+    assert await store.list_sessions("ann") == []
+
+
+async def test_sessions_are_listed_oldest_first_without_empty_ones(store: Store) -> None:
+    refs = [await say(store, "q", "a", None) for _ in range(5)]
+    await store.clear_session("ann", ById(refs[2].session_id), NOW)
+    only_system = await store.begin_turn(a_turn(Message("system", "rules")))
+    await store.end_turn(only_system.turn.ref, Ending(TurnStatus.CANCELLED, ""), NOW)
+    listed = await store.list_sessions("ann")
+    kept = [ref.session_id for ref in (refs[0], refs[1], refs[3], refs[4])]
+    assert [(s.id, s.message_count) for s in listed] == [(k, 2) for k in kept]
+
+
+async def test_a_model_asked_for_becomes_the_sessions(store: Store) -> None:
+    session = ByAlias("s")
+    first = await store.begin_turn(a_turn("1", session=session, model="big"))
+    second = await store.begin_turn(a_turn("2", session=session))
+    third = await store.begin_turn(a_turn("3", session=session, model="small"))
+    assert [t.turn.model for t in (first, second, third)] == ["big", "big", "small"]
+
+
+async def test_what_the_choice_raises_undoes_the_turn(store: Store) -> None:
+    def refuse(_: str | None) -> ModelChoice:
+        raise ContextTooLong("too long")
+
+    plain = a_turn("q", session=ByAlias("s"))
+    refused = NewTurn(
+        plain.owner, plain.session, plain.new_id, plain.items, None, refuse, 8, plain.now
+    )
+    with pytest.raises(ContextTooLong):
+        await store.begin_turn(refused)
+    assert await store.list_sessions("ann") == []
+
+
+# --- Clearing ----------------------------------------------------------------------------------
+
+
+async def test_clearing_forgets_everything_and_keeps_the_session(store: Store) -> None:
+    session = ByAlias("s")
+    ref = await say(store, "q", "a", session)
+    assert await store.clear_session("ann", session, NOW) == []
+    assert await texts(store, session) == []
+    again = await store.begin_turn(a_turn("new", session=session))
+    assert again.turn.ref.session_id == ref.session_id
+    assert again.turn.ref.number > ref.number
+    with pytest.raises(TurnNotFound):
+        await store.get_turn("ann", ref)
+
+
+async def test_clearing_ends_what_runs_and_waits(store: Store) -> None:
+    session = ByAlias("s")
+    turns = [(await store.begin_turn(a_turn(t, session=session))).turn.ref for t in "ab"]
+    assert list(await store.clear_session("ann", session, NOW)) == turns
+    assert await store.end_turn(turns[0], completed("late"), NOW) is None
+    assert await store.list_sessions("ann") == []
+    with pytest.raises(TurnNotFound):
+        await store.get_history(turns[1], PLENTY)
+    fresh = await store.begin_turn(a_turn("c", session=session))
+    assert fresh.turn.status is TurnStatus.RUNNING
+
+
+async def test_clearing_an_unknown_session_changes_nothing(store: Store) -> None:
+    assert await store.clear_session("ann", ByAlias("never"), NOW) == []
+    assert await store.list_sessions("ann") == []
+
+
+# --- Crashes -----------------------------------------------------------------------------------
+
+
+async def test_what_a_crash_abandons_is_settled_with_its_words(store: Store) -> None:
+    session = ByAlias("s")
+    running, waiting = [
+        (await store.begin_turn(a_turn(text, session=session))).turn.ref for text in "ab"
+    ]
+    for position, text in enumerate(["Once ", "upon ", "a time"]):
+        await store.checkpoint(running, position, text)
+    assert (await store.get_turn("ann", running)).text == "Once upon a time"
+    assert await store.settle_abandoned(NOW + 1) == 2
+    kept = await store.get_turn("ann", running)
+    assert (kept.turn.status, kept.text) == (TurnStatus.INTERRUPTED, "Once upon a time")
+    assert (await store.get_turn("ann", waiting)).turn.status is TurnStatus.INTERRUPTED
+    assert await texts(store, session) == ["a", "Once upon a time"]
+    assert await store.settle_abandoned(NOW + 2) == 0
+
+
+async def test_checkpoints_count_only_while_a_turn_runs(store: Store) -> None:
+    begun = await store.begin_turn(a_turn("q"))
+    await store.checkpoint(begun.turn.ref, 0, "half")
+    await store.end_turn(begun.turn.ref, completed("half and half"), NOW)
+    await store.checkpoint(begun.turn.ref, 1, "late")
+    assert (await store.get_turn("ann", begun.turn.ref)).text == "half and half"
+
+
+async def test_everything_is_there_after_closing_and_opening(database: str) -> None:
+    store = await open_store(database)
+    ref = await say(store, "q", "a", ByAlias("s"))
+    await store.close()
+    store = await open_store(database)
+    assert (await store.get_turn("ann", ref)).text == "a"
+    assert await texts(store, ByAlias("s")) == ["q", "a"]
+    await store.ping()
+    await store.close()
+
+
+async def test_a_database_has_one_server(database: str, store: Store) -> None:
+    with pytest.raises(ConfigError, match="Another Turnkeeper"):
+        await open_store(database)
+
+
+# --- Many at once ------------------------------------------------------------------------------
+
+
+async def test_an_error_in_one_transaction_spares_those_it_shares_a_commit_with(
+    store: Store,
+) -> None:
+    outcomes = await asyncio.gather(
+        *[
+            store.begin_turn(a_turn(str(n), session=ById(new_id()) if n % 2 else None))
+            for n in range(40)
+        ],
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, SessionNotFound) for outcome in outcomes] == [False, True] * 20
+    assert len(await store.list_sessions("ann")) == 20
+
+
+async def test_a_waiter_that_goes_away_disturbs_nobody(store: Store) -> None:
+    begun = await store.begin_turn(a_turn("q"))
+    leaving = asyncio.ensure_future(store.end_turn(begun.turn.ref, completed("a"), NOW))
+    staying = asyncio.ensure_future(store.begin_turn(a_turn("other")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert (await staying).turn.status is TurnStatus.RUNNING
