@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 
 class Server:
@@ -44,15 +45,15 @@ class Server:
             self.log.append(line)
             if line.startswith("Turnkeeper is listening on "):
                 self.url = line.split()[4]
-                threading.Thread(target=self._read_on, daemon=True).start()
+                self._reading = threading.Thread(target=self._read_on, args=[self._process.stdout])
+                self._reading.start()
                 return self
+        self._process.stdout.close()
         self._process.wait()
         raise RuntimeError(f"ended with {self._process.returncode}: {''.join(self.log)}")
 
-    def _read_on(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
+    def _read_on(self, output: IO[str]) -> None:
+        with output:
             self.log.extend(output)
 
     @property
@@ -69,9 +70,11 @@ class Server:
         self._process.send_signal(number)
 
     def wait(self, seconds: float = 30) -> int:
-        """Its exit code, once it has ended."""
+        """Its exit code, once it has ended and all it said is in `log`."""
         assert self._process is not None
-        return self._process.wait(seconds)
+        code = self._process.wait(seconds)
+        self._reading.join(seconds)
+        return code
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""
@@ -84,7 +87,7 @@ class Server:
         self.wait()
 
     def __enter__(self) -> "Server":
-        return self.start()
+        return self if self.running else self.start()
 
     def __exit__(self, *_: object) -> None:
         if self.running:

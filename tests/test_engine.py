@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ async def test_a_provider_that_fails_once_is_asked_again(
 
 
 def _impatient(engine: Engine) -> Any:
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
     return msgspec.structs.replace(engine._policy, retry_delay=0.001)
 
@@ -463,7 +464,7 @@ async def test_a_long_session_is_fitted_and_its_beginning_stays_put(
             assert context.messages_sent + context.messages_dropped == 2 * n + 1
             assert context.estimated_tokens <= 768
             starts.append(shown(model_server)[0])
-    moves = sum(a != b for a, b in zip(starts, starts[1:], strict=False))
+    moves = sum(a != b for a, b in pairwise(starts))
     assert 10 < moves < 40
     assert starts[0] == starts[3]
 
@@ -482,7 +483,7 @@ async def test_the_models_own_choice_holds_for_the_session(
 
 
 def _hello() -> Any:
-    from turnkeeper.domain import Message  # noqa: PLC0415
+    from turnkeeper.domain import Message
 
     return Message("user", "hello")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, Request, async_playwright, expect
 
+from rig.model_server import ModelServer, Plan
 from rig.server import Server
 
 CHROMIUM = shutil.which("chromium")
@@ -174,6 +175,9 @@ async def test_the_enter_of_an_input_method_does_not_send(page: Page):
     await field.dispatch_event("keydown", {"key": "Enter", "isComposing": True})
     await expect(page.locator(".mine")).to_have_count(0)
     await expect(field).to_have_value("にほん")
+    await field.dispatch_event("keydown", {"key": "Enter"})
+    await expect(page.locator(".mine")).to_have_count(1)
+    await ended(page)
 
 
 async def test_enter_during_a_reply_keeps_what_was_typed(page: Page):
@@ -236,6 +240,36 @@ async def test_a_killed_server_that_comes_back_tells_how_the_reply_ended(
         await expect(reply(page)).to_contain_text("stopped before this reply was whole")
         await say(page, "Hello")
         assert await ended(page)
+
+
+async def test_a_failed_turn_is_told_in_a_sentence(
+    browser: Browser, tmp_path: Path, model_server: ModelServer
+):
+    model_server.script = lambda _: Plan(status=400, body={"error": {"message": "No such luck"}})
+    to_model = {"OPENAI_BASE_URL": model_server.base_url, "OPENAI_API_KEY": "k"}
+    with Server(tmp_path, "--model", "m", env=to_model) as server:
+        page = await browser.new_page()
+        await page.goto(server.url)
+        await say(page, "Hello")
+        await expect(reply(page).locator(".wrong")).to_contain_text(".")
+        await reply(page).get_by_role("button", name="Edit and resend").click()
+        model_server.script = lambda _: Plan()
+        await page.get_by_label("Your message").press("Enter")
+        assert await ended(page) == "Hello there"
+
+
+async def test_models_are_offered_when_there_is_a_choice(browser: Browser, server_url: str):
+    page = await browser.new_page()
+    await page.goto(server_url)
+    await expect(page.get_by_label("Model", exact=True)).to_be_hidden()
+    two = [{"id": "eliza", "name": "ELIZA"}, {"id": "other", "name": "Another"}]
+    await page.route("**/api/models", lambda route: route.fulfill(json=two))
+    await page.reload()
+    await page.get_by_label("Model", exact=True).select_option("Another")
+    async with page.expect_request("**/api/chat") as request:
+        await say(page, "Hello")
+    assert (await request.value).post_data_json["model"] == "other"
+    await expect(reply(page)).to_contain_text("Unknown model: other")
 
 
 async def test_a_phone_shows_it_all(browser: Browser, server_url: str):

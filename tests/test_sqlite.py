@@ -183,7 +183,7 @@ async def test_a_history_is_read_from_the_index_and_not_sorted(
     driver: SqliteDriver, store: SqlStore
 ) -> None:
     """The cost of a turn does not grow with the session: no scan, no sort."""
-    from turnkeeper.stores import sql  # noqa: PLC0415
+    from turnkeeper.stores import sql
 
     await store.begin_turn(a_turn("x", session=ByAlias("s")))
     for statement, count in ((sql.NEWEST_ITEMS, 4), (sql.NEXT_QUEUED, 2), (sql.OPEN_TURNS, 0)):

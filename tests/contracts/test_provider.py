@@ -303,7 +303,7 @@ async def test_takes_any_proper_reply(model, provider, plan):
 
 
 async def test_takes_a_reply_cut_anywhere(model, provider):
-    length = 1200  # covers the whole body
+    length = 960  # covers the whole body
     model.script = lambda call: Plan(deltas=("Hé ", "😀"), split=(call.number % length,))
     for _ in range(length):
         assert await text_of(provider) == "Hé 😀"

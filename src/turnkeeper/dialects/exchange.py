@@ -88,7 +88,9 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         _refuse_empty(body)
         raise InvalidRequest(_explain(str(error))) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The body is not valid JSON: it is not UTF-8") from error
+    except msgspec.DecodeError as error:
         if not body.strip():
             raise NoData("No data provided") from error
         raise InvalidRequest(f"The body is not valid JSON: {error}") from error

@@ -84,6 +84,7 @@ class OpenAIProvider:
         self._models = tuple(models)
         self._timeouts = timeouts
         self._session: aiohttp.ClientSession | None = None
+        self._ending: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
 
     def __repr__(self) -> str:
         return f"<OpenAIProvider {self._words.name}>"
@@ -109,12 +110,14 @@ class OpenAIProvider:
         finally:
             watch.stop()
             if reply.done:
-                _let_end(response)
+                self._let_end(response)
             else:
                 response.close()  # does nothing when it has ended
 
     async def close(self) -> None:
         """Close connections; calls still running end with a `ProviderError`."""
+        for response in list(self._ending):
+            self._cut(response)
         if self._session is not None:
             await self._session.close()
 
@@ -165,6 +168,18 @@ class OpenAIProvider:
         session = self._session or self._open_session()
         data = body if len(body) < _LARGE_BODY else io.BytesIO(body)
         return await session.post(self._url, data=data, allow_redirects=False)
+
+    def _let_end(self, response: aiohttp.ClientResponse) -> None:
+        """Give a whole reply a moment to end behind our back, and its connection is kept."""
+        if response.closed:  # it has ended
+            return
+        timer = asyncio.get_running_loop().call_later(_GRACE, self._cut, response)
+        self._ending[response] = timer
+        response.content.on_eof(lambda: self._ending.pop(response).cancel())
+
+    def _cut(self, response: aiohttp.ClientResponse) -> None:
+        self._ending.pop(response).cancel()
+        response.close()
 
     def _open_session(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
@@ -244,13 +259,6 @@ async def _read_error(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _let_end(response: aiohttp.ClientResponse) -> None:
-    """Give the answer a moment to end behind our back: then its connection is kept, else closed."""
-    if not response.closed:
-        timer = asyncio.get_running_loop().call_later(_GRACE, response.close)
-        response.content.on_eof(timer.cancel)
-
-
 # --- What is sent ------------------------------------------------------------------------------
 
 
@@ -328,6 +336,8 @@ def _decode_chunk(data: bytes) -> _Chunk | None:
     try:
         return _decode_json(data)
     except (ValueError, RecursionError):
+        if not data:  # some keep a connection alive with events of nothing
+            return _Chunk()
         with suppress(ValueError, RecursionError):
             return msgspec.convert(json.loads(data.decode("utf-8", "replace")), _Chunk)
         return None

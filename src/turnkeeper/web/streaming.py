@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from litestar.types import Receive, Send
-
 from turnkeeper.dialects.exchange import Answer, EventStream, turn_headers
 from turnkeeper.sse import KEEP_ALIVE
+from turnkeeper.web.asgi import Receive, Send
 
 Headers = list[tuple[bytes, bytes]]
 

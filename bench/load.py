@@ -1,0 +1,383 @@
+"""The load generator: one process, one job on its standard input, an outcome on its output.
+
+A lean client, so that it is seldom the limit: keep-alive connections on uvloop, one request at a
+time on each, answers read by httptools. It reads the server's CPU clock itself, at the moment its
+count of turns begins and ends, and checks every answer.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import httptools
+import msgspec
+import uvloop
+
+from bench.machine import cpu_seconds
+
+TURNS_PER_SESSION = 7  # histories of 0, 2, … 12 messages: six on average
+MESSAGE = "Tell me one short thing about the sea, please: why is it salty? " * 2
+PATIENCE = 30.0  # seconds without any answer
+TELL_EVERY = 5.0  # seconds
+
+
+class LoadError(Exception):
+    """A sentence on what went wrong under load."""
+
+
+# Jobs and what comes of them
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where the turns go. `direct` is the model server itself, in its own format."""
+
+    port: int
+    pids: list[int]
+    expected: str
+    direct: bool = False
+
+
+class Turns(msgspec.Struct, frozen=True, tag=True):
+    """As many turns as will be answered in a time, by clients that each wait for their answer."""
+
+    target: Target
+    clients: int
+    warm_seconds: float
+    seconds: float
+
+
+class Streams(msgspec.Struct, frozen=True, tag=True):
+    """Streamed turns: so many for each client, after one that is not counted."""
+
+    target: Target
+    clients: int
+    each: int
+    stagger: float  # seconds between the clients' first counted turns
+
+
+class Visits(msgspec.Struct, frozen=True, tag=True):
+    """So many turns in each of these sessions, or in `new` ones."""
+
+    target: Target
+    clients: int
+    turns: int
+    sessions: list[str] = []
+    new: int = 0
+
+
+Job = Turns | Streams | Visits
+
+
+class Outcome(msgspec.Struct, tag=True):
+    wall: float = 0.0
+    server_cpu: float = 0.0
+    own_cpu: float = 0.0
+    turns: int = 0
+    events: int = 0  # events with a piece of the reply in them
+    writes: int = 0  # HTTP chunks, in a streamed answer what the server wrote at once
+    first_deltas: list[float] = []
+    sessions: list[str] = []
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    done: int
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    sentence: str
+
+
+Report = Outcome | Progress | Failure
+
+
+# The client
+
+
+class Answer(msgspec.Struct):
+    response: str
+    session_id: str
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    delta: Delta
+
+
+class Event(msgspec.Struct):
+    """A streamed event of any of the servers: the model's own, Flask's or Turnkeeper's."""
+
+    choices: list[Choice] = []
+    text: str = ""
+    session_id: str = ""
+
+
+READ_ANSWER = msgspec.json.Decoder(Answer)
+READ_EVENT = msgspec.json.Decoder(Event)
+TO_JSON = msgspec.json.Encoder()
+
+
+class Exchange:
+    """What has come of one request."""
+
+    def __init__(self, streamed: bool) -> None:
+        self.streamed = streamed
+        self.begun = time.perf_counter()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.body = b""
+        self.pieces: list[str] = []
+        self.session_id = ""
+        self.first_delta = 0.0
+        self.writes = 0
+
+    def feed(self, data: bytes) -> None:
+        self.body += data
+        if not self.streamed:
+            return
+        *events, self.body = self.body.split(b"\n\n")
+        for event in events:
+            self.read_event(event)
+
+    def read_event(self, event: bytes) -> None:
+        _, found, data = event.rpartition(b"data:")
+        if not found or data.endswith(b"[DONE]"):
+            return
+        parsed = READ_EVENT.decode(data)
+        piece = parsed.choices[0].delta.content if parsed.choices else parsed.text
+        if piece:
+            if not self.pieces:
+                self.first_delta = time.perf_counter() - self.begun
+            self.pieces.append(piece)
+        self.session_id = parsed.session_id or self.session_id
+
+
+class Connection(asyncio.Protocol):
+    """A keep-alive connection with one request at a time on it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.exchange: Exchange | None = None
+        self.closed = False
+
+    def send(self, request: bytes, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.transport.write(request)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is of no common class
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserError, msgspec.MsgspecError) as error:
+            self.fail(f"The server sent what cannot be read: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.fail(f"The server closed the connection before it had answered: {exc}")
+
+    def on_chunk_header(self) -> None:
+        if self.exchange:
+            self.exchange.writes += 1
+
+    def on_body(self, body: bytes) -> None:
+        if self.exchange:
+            self.exchange.feed(body)
+
+    def on_message_complete(self) -> None:
+        self.closed = not self.parser.should_keep_alive()
+        status = self.parser.get_status_code()
+        if status != 200:
+            body = self.exchange.body if self.exchange else b""
+            self.fail(f"The server answered {status}: {body[:300].decode(errors='replace')}")
+            return
+        exchange, self.exchange = self.exchange, None
+        if exchange and not exchange.done.done():
+            exchange.done.set_result(None)
+
+    def fail(self, sentence: str) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange and not exchange.done.done():
+            exchange.done.set_exception(LoadError(sentence))
+
+
+class Client:
+    """Someone who talks to a server: sends a message, waits for the answer, checks it."""
+
+    def __init__(self, target: Target, outcome: Outcome, streamed: bool = False) -> None:
+        self.target = target
+        self.outcome = outcome
+        self.streamed = streamed
+        self.connection: Connection | None = None
+        self.session_id = ""
+        path = "/v1/chat/completions" if target.direct else "/api/chat"
+        self.head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
+            "Content-Type: application/json\r\nContent-Length: "
+        ).encode()
+
+    async def take_turn(self) -> None:
+        """One turn in the client's session, or in a new one if it has none."""
+        if self.connection is None or self.connection.closed:
+            loop = asyncio.get_running_loop()
+            _, self.connection = await loop.create_connection(
+                Connection, "127.0.0.1", self.target.port
+            )
+        body = self.body()
+        exchange = Exchange(self.streamed)
+        self.connection.send(b"%b%d\r\n\r\n%b" % (self.head, len(body), body), exchange)
+        await exchange.done
+        if self.streamed:
+            text = "".join(exchange.pieces)
+            self.session_id = exchange.session_id
+            self.outcome.events += len(exchange.pieces)
+            self.outcome.writes += exchange.writes - 1  # the last, empty chunk is the end
+            self.outcome.first_deltas.append(exchange.first_delta)
+        else:
+            answer = READ_ANSWER.decode(exchange.body)
+            text = answer.response
+            self.session_id = answer.session_id
+        if text != self.target.expected:
+            raise LoadError(f"The server answered {text[:100]!r}, the model had said otherwise.")
+        self.outcome.turns += 1
+
+    def body(self) -> bytes:
+        if self.target.direct:
+            messages = [{"role": "user", "content": MESSAGE}]
+            return TO_JSON.encode({"model": "bench-model", "messages": messages, "stream": True})
+        said: dict[str, object] = {"message": MESSAGE}
+        if self.session_id:
+            said["session_id"] = self.session_id
+        if self.streamed:
+            said["stream"] = True
+        return TO_JSON.encode(said)
+
+    async def sessions_of_seven(self, turns: int | None, first: int = 0) -> None:
+        """So many turns, or without end; a new session after every seventh."""
+        number = first
+        while turns is None or number < first + turns:
+            if number % TURNS_PER_SESSION == 0:
+                self.session_id = ""
+            await self.take_turn()
+            number += 1
+
+
+# The jobs
+
+
+@asynccontextmanager
+async def measured(outcome: Outcome, pids: list[int]) -> AsyncIterator[None]:
+    """Counts only what happens inside."""
+    blank = Outcome()
+    for field in outcome.__struct_fields__:
+        setattr(outcome, field, getattr(blank, field))
+    wall, own, cpu = time.perf_counter(), time.process_time(), cpu_seconds(pids)
+    yield
+    outcome.server_cpu = cpu_seconds(pids) - cpu
+    outcome.wall, outcome.own_cpu = time.perf_counter() - wall, time.process_time() - own
+
+
+async def run_turns(job: Turns, outcome: Outcome) -> Outcome:
+    clients = [Client(job.target, outcome) for _ in range(job.clients)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(client.sessions_of_seven(None, first=number))
+            for number, client in enumerate(clients)
+        ]
+        await asyncio.sleep(job.warm_seconds)
+        async with measured(outcome, job.target.pids):
+            await asyncio.sleep(job.seconds)
+        counted = msgspec.structs.replace(outcome)
+        for task in tasks:
+            task.cancel()
+    return counted
+
+
+async def run_streams(job: Streams, outcome: Outcome) -> Outcome:
+    clients = [Client(job.target, outcome, streamed=True) for _ in range(job.clients)]
+    await together(client.take_turn() for client in clients)
+
+    async def later(number: int, client: Client) -> None:
+        await asyncio.sleep(number * job.stagger)
+        await client.sessions_of_seven(job.each)
+
+    async with measured(outcome, job.target.pids):
+        await together(later(number, client) for number, client in enumerate(clients))
+    return outcome
+
+
+async def run_visits(job: Visits, outcome: Outcome) -> Outcome:
+    waiting = iter(job.sessions or [""] * job.new)
+    visited: list[str] = []
+
+    async def visit(client: Client) -> None:
+        for client.session_id in waiting:
+            for _ in range(job.turns):
+                await client.take_turn()
+            visited.append(client.session_id)
+
+    clients = [Client(job.target, outcome) for _ in range(job.clients)]
+    async with measured(outcome, job.target.pids):
+        await together(visit(client) for client in clients)
+    outcome.sessions = visited
+    return outcome
+
+
+async def together(doings: Iterator[Awaitable[None]]) -> None:
+    await asyncio.gather(*doings)
+
+
+async def run(job: Job) -> Outcome:
+    outcome = Outcome()
+    telling = asyncio.create_task(tell_progress(outcome))
+    try:
+        match job:
+            case Turns():
+                return await run_turns(job, outcome)
+            case Streams():
+                return await run_streams(job, outcome)
+            case Visits():
+                return await run_visits(job, outcome)
+    finally:
+        telling.cancel()
+
+
+async def tell_progress(outcome: Outcome) -> None:
+    """A line now and then; ends the process when no turn has ended for a while."""
+    last, since = -1, time.monotonic()
+    while True:
+        await asyncio.sleep(TELL_EVERY)
+        if outcome.turns != last:
+            last, since = outcome.turns, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            tell(Failure(f"No turn ended in {PATIENCE:.0f} seconds."))
+            raise SystemExit(1)
+        tell(Progress(outcome.turns))
+
+
+def tell(report: Report) -> None:
+    sys.stdout.buffer.write(TO_JSON.encode(report) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    try:
+        tell(uvloop.run(run(job)))
+    except* (LoadError, OSError, msgspec.MsgspecError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        tell(Failure(str(error)))
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What a run found, and how it is shown: tables on the terminal, Markdown, JSON."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """A figure with the goal it was given, `most` or `least`."""
+
+    name: str
+    value: float
+    unit: str
+    bound: Literal["≤", "≥"]
+    goal: float
+    met: bool
+
+    @property
+    def cells(self) -> list[str]:
+        verdict = "met" if self.met else "NOT met"
+        value = f"{number(self.value)} {self.unit}"
+        return [self.name, value, f"{self.bound} {self.goal:g} {self.unit}", verdict]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One measurement: how it was made, what it found, the figures that have a goal."""
+
+    title: str
+    method: str
+    columns: list[str]
+    rows: list[list[str]]
+    figures: list[Figure]
+
+
+class Results(msgspec.Struct, frozen=True):
+    machine: str
+    rounds: int
+    sections: list[Section]
+
+
+def at_most(name: str, value: float, unit: str, goal: float) -> Figure:
+    return Figure(name, value, unit, "≤", goal, value <= goal)
+
+
+def at_least(name: str, value: float, unit: str, goal: float) -> Figure:
+    return Figure(name, value, unit, "≥", goal, value >= goal)
+
+
+def number(value: float) -> str:
+    """Three digits that matter: 1,234 · 98.7 · 1.23 · 0.045."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+GOAL_COLUMNS = ["figure", "measured", "goal", ""]
+
+
+def show(results: Results) -> None:
+    console = Console()
+    for section in results.sections:
+        console.print(f"\n[bold]{section.title}[/bold]\n{section.method}")
+        console.print(table(section.columns, section.rows))
+    figures = [figure.cells for section in results.sections for figure in section.figures]
+    if figures:
+        console.print("\n[bold]Goals[/bold]")
+        console.print(table(GOAL_COLUMNS, figures))
+    console.print(origin(results))
+
+
+def table(columns: list[str], rows: list[list[str]]) -> Table:
+    made = Table()
+    for position, column in enumerate(columns):
+        made.add_column(column, justify="right" if position else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def write_markdown(results: Results, path: Path) -> None:
+    """Puts the figures between the two markers of the file; the rest of it stays as it is."""
+    text = path.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    path.write_text(f"{before}{begin}\n{markdown(results)}\n{end}{after}")
+
+
+def check_markdown(path: Path) -> str | None:
+    """A sentence on why the figures cannot be put there."""
+    if not path.is_file():
+        return f"{path} is not there; it needs the lines {BEGIN} and {END}."
+    _, _, rest = path.read_text().partition(BEGIN)
+    return None if END in rest else f"{path} needs the lines {BEGIN} and {END}, in this order."
+
+
+def markdown(results: Results) -> str:
+    figures = [figure.cells for section in results.sections for figure in section.figures]
+    parts = [origin(results), markdown_table(GOAL_COLUMNS, figures)]
+    for section in results.sections:
+        parts.append(f"### {section.title}\n\n{section.method}")
+        parts.append(markdown_table(section.columns, section.rows))
+    return "\n\n".join(parts)
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def origin(results: Results) -> str:
+    rounds = "one round" if results.rounds == 1 else f"medians of {results.rounds} rounds"
+    return f"{results.machine}; {rounds}."

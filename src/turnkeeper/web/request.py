@@ -1,0 +1,95 @@
+"""One request: whether it may come in, its body, and the headers that any answer to it carries."""
+
+import re
+import secrets
+from urllib.parse import parse_qsl
+
+from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
+from turnkeeper.errors import BodyTooLarge, HostRefused
+from turnkeeper.web.asgi import Receive, Scope, Send
+from turnkeeper.web.origins import SAFE_METHODS, Origins
+from turnkeeper.web.streaming import Headers, send_answer, send_stream
+
+EXPOSED = b"Idempotent-Replayed, Retry-After, Session-Id, Turn-Id, X-Request-Id"
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
+PREFLIGHT_SECONDS = b"600"
+
+
+class Request:
+    """What came in, and the way back. Everything leaves through `answer`."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._query: bytes = scope["query_string"]
+        self._receive = receive
+        self._send = send
+        given = self.headers.get(b"x-request-id", b"")
+        self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
+        self._extra: Headers = [(b"x-request-id", self.id)]
+
+    def enter(self, origins: Origins) -> Answer | None:
+        """Let the request in and note its CORS headers; or the answer that is all it gets.
+
+        Raises:
+            HostRefused: the host it names, or the page it comes from, is not ours.
+        """
+        host = self.headers.get(b"host", b"").decode("latin-1")
+        if not origins.host_is_ours(host):
+            raise HostRefused(f"This server is not called {host[:100] or 'nothing'}")
+        origin = self.headers.get(b"origin")
+        if origin is None:
+            return None
+        self._extra.append((b"vary", b"Origin"))
+        if not origins.origin_is_ours(origin.decode("latin-1"), host):
+            if self.method in ("GET", "HEAD"):
+                return None  # harmless: the browser keeps the answer from the page
+            raise HostRefused("Pages of this origin may not use this server")
+        self._extra.append((b"access-control-allow-origin", origin))
+        self._extra.append((b"access-control-expose-headers", EXPOSED))
+        asks_first = b"access-control-request-method" in self.headers
+        return self._preflight() if asks_first and self.method == "OPTIONS" else None
+
+    def _preflight(self) -> Answer:
+        wanted = self.headers.get(b"access-control-request-headers", b"")
+        headers = (
+            (b"access-control-allow-methods", PREFLIGHT_METHODS),
+            (b"access-control-allow-headers", wanted),
+            (b"access-control-max-age", PREFLIGHT_SECONDS),
+        )
+        return Answer(204, b"", headers)
+
+    async def read(self, caller: str, path: dict[str, str], body_limit: int) -> Call:
+        """The request as a dialect sees it, its body read.
+
+        Raises:
+            BodyTooLarge: it has more than `body_limit` bytes; the rest is not read.
+        """
+        body = b"" if self.method in SAFE_METHODS else await self._read_body(body_limit)
+        query = dict(parse_qsl(self._query.decode("latin-1"))) if self._query else {}
+        return Call(caller, body, path, query, self.headers)
+
+    async def _read_body(self, limit: int) -> bytes:
+        declared = self.headers.get(b"content-length", b"0")
+        body = b""
+        while max(len(body), int(declared) if declared.isdigit() else 0) <= limit:
+            message = await self._receive()
+            body += bytes(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+        else:
+            raise BodyTooLarge(f"The body has more than {limit} bytes")
+        if len(body) > limit:
+            raise BodyTooLarge(f"The body has more than {limit} bytes")
+        return body
+
+    async def answer(self, outcome: Outcome) -> None:
+        if isinstance(outcome, EventStream):
+            if self.method != "HEAD":
+                await send_stream(self._send, self._receive, outcome, self._extra)
+                return
+            outcome = Answer(200, b"")
+        await send_answer(self._send, outcome, self._extra, body=self.method != "HEAD")
