@@ -246,12 +246,12 @@ async def test_a_failed_turn_is_told_in_a_sentence(
     browser: Browser, tmp_path: Path, model_server: ModelServer
 ):
     model_server.script = lambda _: Plan(status=400, body={"error": {"message": "No such luck"}})
-    to_model = {"OPENAI_BASE_URL": model_server.base_url, "OPENAI_API_KEY": "k"}
+    to_model = {"OPENAI_BASE_URL": model_server.base_url, "OPENAI_API_KEY": "a-key-for-tests"}
     with Server(tmp_path, "--model", "m", env=to_model) as server:
         page = await browser.new_page()
         await page.goto(server.url)
         await say(page, "Hello")
-        await expect(reply(page).locator(".wrong")).to_contain_text(".")
+        await expect(reply(page).locator(".wrong")).to_contain_text("No such luck")
         await reply(page).get_by_role("button", name="Edit and resend").click()
         model_server.script = lambda _: Plan()
         await page.get_by_label("Your message").press("Enter")

@@ -17,7 +17,8 @@ NASTY = (
     b"data:no space\n\n"
     b"data:  two spaces\n\n"
     b"event: named\r\ndata: first\r\ndata:\r\ndata: last\r\n\r\n"
-    b"id: 7\ndata: with id\n\n"
+    b"data: lines\ndata: two\n\n"
+    b"data: with id\nid: 7\n\n"
     b'id: nul\0\ndata: {"a": "b:c"}\n\n'
     b"retry: 10\n\n"
     b"event: without data\nid: 8\n\n"
@@ -35,6 +36,7 @@ EVENTS = [
     Event(b"no space"),
     Event(b" two spaces"),
     Event(b"first\n\nlast", "named"),
+    Event(b"lines\ntwo"),
     Event(b"with id", id="7"),
     Event(b'{"a": "b:c"}', id="7"),
     Event("😀".encode(), id="8"),

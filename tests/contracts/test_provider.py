@@ -462,11 +462,11 @@ async def test_what_the_other_side_wrote_is_quoted_in_one_short_line(model, prov
     assert len(sentence) < 260
 
 
-async def test_an_endless_error_body_is_not_read_to_its_end(model, provider):
-    model.script = lambda _: Plan(
-        raw=(b"HTTP/1.1 500 No\r\ncontent-length: 999999999\r\n\r\n", b"x" * 300_000)
-    )
+async def test_a_long_error_body_is_not_read_to_its_end(model, provider):
+    model.script = lambda _: Plan(status=500, body=b"x" * (4 << 20))
     assert (await fault_of(provider)).code == "provider_failed"
+    await fault_of(provider)
+    assert model.connections == 2  # what was not read to its end cannot be used again
 
 
 async def test_a_key_that_is_echoed_is_struck_out(model, provider):
@@ -617,14 +617,26 @@ async def test_no_answer_within_all_the_time_there_is(model, open_provider):
     assert fault.sentence == "acme did not finish its reply within 0.1 seconds"
 
 
-async def test_a_slow_listener_is_not_the_providers_silence(model, open_provider):
-    go_on = asyncio.Event()
-    model.script = lambda _: Plan(deltas=("a", "b"), at={1: Wait(go_on)})
-    async with aclosing(open_provider(between=0.1).stream(PROMPT)) as stream:
+async def listen_slowly(model, provider):
+    """Takes two batches, lets 0.3 seconds go by while the rest arrives, then takes the rest."""
+    first, second = asyncio.Event(), asyncio.Event()
+    model.script = lambda _: Plan(deltas=("a", "b", "c"), at={1: Wait(first), 2: Wait(second)})
+    async with aclosing(provider.stream(PROMPT)) as stream:
         await anext(stream)
-        await asyncio.sleep(0.3)  # the passing of time is what this test is about
-        go_on.set()
-        assert [batch async for batch in stream]
+        first.set()
+        await anext(stream)
+        await asyncio.sleep(0.3)  # the passing of time is what these tests are about
+        second.set()
+        return [batch async for batch in stream]
+
+
+async def test_a_slow_listener_is_not_the_providers_silence(model, open_provider):
+    assert await listen_slowly(model, open_provider(between=0.1))
+
+
+async def test_a_slow_listener_has_no_more_time_in_all(model, open_provider):
+    with pytest.raises(ProviderError, match=r"within 0\.2 seconds"):
+        await listen_slowly(model, open_provider(total=0.2))
 
 
 # --- Connections -------------------------------------------------------------------------------
