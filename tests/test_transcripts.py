@@ -36,7 +36,7 @@ class Exchange:
 def read_exchanges(path: Path) -> Iterator[Exchange]:
     plan, request, answer = "", list[str](), list[str]()
     for line in [*path.read_text("utf-8").splitlines(), "> end"]:
-        if line.startswith(">") and answer:
+        if line.startswith((">", "# model:")) and answer:
             yield Exchange(plan, request, answer)
             request, answer = [], []
         if line.startswith("# model:"):

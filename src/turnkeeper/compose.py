@@ -1,6 +1,7 @@
 """Opens every part in order and closes it in reverse: the only page where the parts meet."""
 
 import asyncio
+import gc
 import logging
 import secrets
 import signal
@@ -40,9 +41,20 @@ async def serve(config: Config, announce: Callable[[str], None]) -> None:
     with listener:
         async with open_engine(config) as engine:
             web = Web(engine, _origins(config), config.body_limit)
+            _calm_collector()
             await _Server(web, engine, config.grace).serve_on(
                 listener, lambda: announce(_address(listener))
             )
+
+
+def _calm_collector() -> None:
+    """Spare what will live as long as the process, and look for cycles less often.
+
+    A turn makes hundreds of objects and hardly a cycle: by default 6 % of its time went there.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @asynccontextmanager
@@ -177,6 +189,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=5,
                 backlog=2048,
             )

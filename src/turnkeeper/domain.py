@@ -14,6 +14,7 @@ from turnkeeper.errors import InvalidRequest
 # --- Ids ---------------------------------------------------------------------------------------
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"
+_DIGIT_PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
 _SESSION_ID = re.compile(r"s[0-9a-v]{26}")
 _TURN_ID = re.compile(r"t([0-9a-v]{26})_([1-9][0-9]{0,8})")
 
@@ -26,7 +27,7 @@ def make_session_id(microseconds: int, random: int) -> str:
     of creation.
     """
     number = (microseconds & ((1 << 54) - 1)) << 76 | random
-    return "s" + "".join(_DIGITS[number >> shift & 31] for shift in range(125, -5, -5))
+    return "s" + "".join([_DIGIT_PAIRS[number >> shift & 1023] for shift in range(120, -10, -10)])
 
 
 def is_session_id(text: str) -> bool:
@@ -87,11 +88,12 @@ Item = Message | ToolCall | ToolResult | Reasoning
 
 
 class KeptItem(msgspec.Struct, frozen=True):
-    """An item in its place: order in a session is (turn, position)."""
+    """An item in its place, order in a session being (turn, position); and its `item_weight`."""
 
     turn: int
     position: int
     item: Item
+    weight: int
 
 
 ITEM_OVERHEAD = 16  # bytes a provider's framing of one item costs, about four tokens

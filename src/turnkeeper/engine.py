@@ -115,6 +115,7 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._early: set[TurnRef] = set()
         self.stopping = False
+        self._loop = asyncio.get_running_loop()
 
     # --- What callers do -----------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ class Engine:
             queue_limit=self._policy.queue_limit,
             now=self._now(),
         )
-        begun: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        begun: asyncio.Future[Reply] = self._loop.create_future()
         self._spawn(self._live(new, begun))
         return await begun
 
@@ -222,7 +223,7 @@ class Engine:
     # --- The life of a turn --------------------------------------------------------------------
 
     def _spawn(self, life: Any) -> None:
-        task = asyncio.get_running_loop().create_task(life)
+        task = self._loop.create_task(life)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -278,6 +279,7 @@ class Engine:
         if ref in self._early:
             self._early.remove(ref)
         else:
+            life.place = self._loop.create_future()
             await life.place
         room = self._choose_model(life.reply.turn.model, Message("user", ""))
         stored = await self._store.get_history(ref, room.history_weight)
@@ -304,7 +306,9 @@ class Engine:
         self, reply: Reply, stream: AsyncIterator[Sequence[ProviderEvent]]
     ) -> Usage | None:
         usage = None
-        checkpoints = _Checkpoints(reply, partial(self._checkpoint, reply.turn.ref))
+        checkpoints = _Checkpoints(
+            reply, self._loop.time, partial(self._checkpoint, reply.turn.ref)
+        )
         async with aclosing(stream) as events_together:  # type: ignore[type-var]
             async for events in events_together:
                 for event in events:
@@ -366,8 +370,8 @@ class Engine:
 
     def _give_place(self, ref: TurnRef) -> None:
         life = self._lives.get(ref)
-        if life is None:
-            self._early.add(ref)  # stored, but its own coroutine has not been told yet
+        if life is None or life.place is None:
+            self._early.add(ref)  # stored, but its own coroutine has not come to wait for it
         elif not life.place.done():
             life.place.set_result(None)
 
@@ -390,7 +394,7 @@ class _Life:
         assert task is not None  # noqa: S101
         self.reply = reply
         self.task = task
-        self.place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.place: asyncio.Future[None] | None = None  # while it waits in the queue
         self.stopped_as: TurnStatus | None = None
         self.settled = False
 
@@ -398,11 +402,13 @@ class _Life:
 class _Checkpoints:
     """Hands on the new tail of a long reply about once a second, with its position."""
 
-    def __init__(self, reply: Reply, keep: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, reply: Reply, clock: Callable[[], float], keep: Callable[[int, str], None]
+    ) -> None:
         self._reply = reply
         self._keep = keep
-        self._clock = asyncio.get_running_loop().time
-        self._due = self._clock() + CHECKPOINT_SECONDS
+        self._clock = clock
+        self._due = clock() + CHECKPOINT_SECONDS
         self._kept = 0
         self._position = 0
 

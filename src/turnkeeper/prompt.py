@@ -6,7 +6,6 @@ Chinese.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from turnkeeper.domain import (
     Context,
@@ -62,37 +61,47 @@ def fit(
     stays the same for many turns and providers can cache it. Turns go whole, and the newest
     always stays.
     """
-    turns = [list(items) for _, items in groupby(history, key=lambda kept: kept.turn)]
-    first = _first_sent(turns, capacity(model, system), total_weight)
-    items = [kept.item for turn in turns[first:] for kept in turn]
-    while items and isinstance(items[0], ToolResult):
-        del items[0]  # its call went with the turn before: never one without the other
-    frame = [Message("system", system)] if system else []
-    prompt = Prompt(model.id, (*frame, *items))
+    sent = _newest_that_fit(history, capacity(model, system), total_weight)
+    frame = (Message("system", system),) if system else ()
+    prompt = Prompt(model.id, (*frame, *[kept.item for kept in sent]))
+    weight = sum([kept.weight for kept in sent]) + sum(map(item_weight, frame))
     context = Context(
-        messages_sent=len(items),
-        messages_dropped=max(message_count - sum(map(_is_message, items)), 0),
-        estimated_tokens=sum(map(item_weight, prompt.items)) // BYTES_PER_TOKEN,
+        messages_sent=len(sent),
+        messages_dropped=max(message_count - sum(map(_is_message, sent)), 0),
+        estimated_tokens=weight // BYTES_PER_TOKEN,
     )
     return prompt, context
 
 
-def _is_message(item: Item) -> bool:
-    return isinstance(item, Message)
+def _is_message(kept: KeptItem) -> bool:
+    return isinstance(kept.item, Message)
 
 
-def _first_sent(turns: Sequence[Sequence[KeptItem]], room: int, total_weight: int) -> int:
-    """The index of the oldest turn that is sent."""
+def _newest_that_fit(
+    history: Sequence[KeptItem], room: int, total_weight: int
+) -> Sequence[KeptItem]:
+    """The part of `history` that is sent."""
     excess = total_weight - room
     if excess <= 0:
-        return 0
+        return history
     quarter = max(room // 4, 1)
     dropped = -(-excess // quarter) * quarter
-    weights = [sum(item_weight(kept.item) for kept in turn) for turn in turns]
-    before = total_weight - sum(weights)
-    for index, weight in enumerate(weights):
-        whole = turns[index][0].position == 0  # else the store read only its end
-        if before >= dropped and whole:
-            return index
-        before += weight
-    return len(turns) - 1
+    sent = history[_turn_after(history, dropped - (total_weight - _weight(history))) :]
+    calls = next((i for i, kept in enumerate(sent) if not isinstance(kept.item, ToolResult)), 0)
+    return sent[calls:]  # no result whose call went with the turn before
+
+
+def _weight(items: Sequence[KeptItem]) -> int:
+    return sum([kept.weight for kept in items])
+
+
+def _turn_after(history: Sequence[KeptItem], dropped: int) -> int:
+    """Where the oldest whole turn begins before which `dropped` lies; the newest if none does."""
+    before, newest = 0, 0
+    for index, kept in enumerate(history):
+        if kept.position == 0:
+            newest = index
+            if before >= dropped:
+                break
+        before += kept.weight
+    return newest

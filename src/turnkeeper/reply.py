@@ -123,6 +123,7 @@ class Follower:
         self._wants_start = after is None
         self.finished = False  # it has been told the end, or was closed
         self._waiter: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()  # looked up once: each time is a system call
 
     async def next(self) -> list[ReplyEvent]:
         """What happened since the last call, in order, once there is anything.
@@ -133,7 +134,7 @@ class Follower:
         events = self._news()
         if events or self.finished:
             return events
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:

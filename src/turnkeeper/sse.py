@@ -37,6 +37,11 @@ class Reader:
         self._after_cr = False  # the last byte was \r: a \n now belongs to the same line end
         self._last_id = ""
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is kept of what was fed: the next byte begins an event."""
+        return not (self._rest or self._opening or self._after_cr)
+
     def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes, in order.
 

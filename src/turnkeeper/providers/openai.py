@@ -12,7 +12,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
@@ -325,6 +325,29 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _decode_json = msgspec.json.Decoder(_Chunk).decode
+_decode_many = msgspec.json.Decoder(list[_Chunk]).decode
+
+_DONE = b"\n\ndata: [DONE]"
+
+
+def _decode_plain(data: bytes) -> tuple[list[_Chunk], bool] | None:
+    """The chunks in `data`, and whether `[DONE]` follows, if it is nothing but plain events.
+
+    Plain are whole events of one `data:` line each, as providers send them: put together they
+    are one JSON array, decoded at once. JSON holds no line ends, so nothing else can look like
+    the seam between two. None for all that is not so simple, which is then read with care.
+    """
+    if not (data.startswith(b"data: {") and data.endswith(b"\n\n")):
+        return None
+    body = data[6:-2]
+    done = body.endswith(_DONE)
+    if done:
+        body = body[: -len(_DONE)]
+    try:
+        chunks = _decode_many(b"[%b]" % body.replace(b"\n\ndata: ", b","))
+    except (ValueError, RecursionError):
+        return None
+    return None if any(chunk.error is not None for chunk in chunks) else (chunks, done)
 
 
 def _decode_chunk(data: bytes) -> _Chunk | None:
@@ -365,10 +388,7 @@ class _IncomingReply:
         """What these bytes say; a fault among them comes out of `check`, after what preceded it."""
         texts: list[str] = []
         usage: _Usage | None = None
-        for event in self._read(data):
-            chunk = self._decode(event)
-            if chunk is None:
-                break
+        for chunk in self._chunks(data):
             if chunk.choices:
                 self._take(chunk.choices, texts)
             usage = chunk.usage or usage
@@ -403,6 +423,22 @@ class _IncomingReply:
     def _fail(self, fault: ProviderError) -> None:
         self._fault = fault
         self.over = True
+
+    def _chunks(self, data: bytes) -> Iterable[_Chunk]:
+        plain = _decode_plain(data) if self._reader.at_rest else None
+        if plain is None:
+            return self._read_chunks(data)
+        chunks, done = plain
+        self._has_events = True
+        self.done = self.over = done
+        return chunks
+
+    def _read_chunks(self, data: bytes) -> Iterator[_Chunk]:
+        for event in self._read(data):
+            chunk = self._decode(event)
+            if chunk is None:
+                return
+            yield chunk
 
     def _read(self, data: bytes) -> list[sse.Event]:
         try:

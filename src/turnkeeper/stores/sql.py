@@ -204,9 +204,9 @@ def _history(ref: TurnRef, history_weight: int) -> Transaction[tuple[KeptItem, .
     before, page, weight = (ref.number + 1, 0), _FIRST_PAGE, 0
     while weight < history_weight:
         rows = yield NEWEST_ITEMS, (ref.session_id, *before, page)
-        for row in rows:
-            items.append(KeptItem(row[0], row[1], _decode_item(row[2], row[3], row[4])))
-            weight += row[5]
+        for turn, position, kind, text, data, heavy in rows:
+            items.append(KeptItem(turn, position, _decode_item(kind, text, data), heavy))
+            weight += heavy
         if len(rows) < page:
             break
         before, page = (rows[-1][0], rows[-1][1]), page * 2

@@ -35,10 +35,12 @@ class _Job(Generic[T]):
 
     __slots__ = ("error", "future", "long", "result", "transaction")
 
-    def __init__(self, transaction: Callable[[], Transaction[T]], long: bool) -> None:
+    def __init__(
+        self, transaction: Callable[[], Transaction[T]], long: bool, future: asyncio.Future[T]
+    ) -> None:
         self.transaction = transaction
         self.long = long
-        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.future = future
         self.result: T | None = None
         self.error: Exception | None = None
 
@@ -70,14 +72,15 @@ class SqliteDriver:
         self._open_readers: list[sqlite3.Connection] = []
 
     async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
-        job = _Job(transaction, long)
+        job = _Job(transaction, long, self._loop.create_future())
         self._waiting.append(job)
         if not self._busy:
             self._busy = True
             self._idle.clear()
             # After everything that is ready now, so that it shares the commit.
             self._loop.call_soon(self._next_batch)
-        return await job.future
+        result: T = await job.future
+        return result
 
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
         try:
@@ -116,30 +119,48 @@ class SqliteDriver:
             self._run_alone(batch)
 
     def _run(self, batch: list[_Job[Any]]) -> bool:
-        """Run each of the batch under a savepoint; False if the whole transaction is gone.
+        """Run the batch in one open transaction; False if that is gone and all of it undone.
 
-        An error in one undoes that one. But SQLite ends the transaction by itself on some (a
-        full disk, for one), and all before it are undone too: `in_transaction` tells.
+        First without savepoints, which would be a third of a turn's statements: most errors
+        come before anything was written, and leave nothing to undo.
         """
-        execute = self._writer.execute
+        return self._attempt(batch, self._run_job) or self._attempt(batch, self._run_guarded)
+
+    def _attempt(self, batch: list[_Job[Any]], run: Callable[[_Job[Any]], None]) -> bool:
         try:
-            execute("BEGIN IMMEDIATE")
+            self._writer.execute("BEGIN IMMEDIATE")
             for job in batch:
                 job.error = None
-                execute("SAVEPOINT job")
-                try:
-                    job.result = _drive(self._writer, job.transaction)
-                    execute("RELEASE job")
-                except Exception as error:
-                    if not self._writer.in_transaction:
-                        return False
-                    execute("ROLLBACK TO job")
-                    execute("RELEASE job")
-                    job.error = error
-        except sqlite3.Error:
+                run(job)
+        except Exception:
             self._roll_back()
             return False
         return True
+
+    def _run_job(self, job: _Job[Any]) -> None:
+        """Raises what the job raised once it had written something."""
+        changes = self._writer.total_changes
+        try:
+            job.result = _drive(self._writer, job.transaction)
+        except Exception as error:
+            if self._writer.total_changes != changes or not self._writer.in_transaction:
+                raise
+            job.error = error
+
+    def _run_guarded(self, job: _Job[Any]) -> None:
+        """Undo what the job wrote if it fails; raises if that was done by SQLite, to all.
+
+        On some errors (a full disk, for one) SQLite ends the whole transaction by itself.
+        """
+        self._writer.execute("SAVEPOINT job")
+        try:
+            job.result = _drive(self._writer, job.transaction)
+        except Exception as error:
+            if not self._writer.in_transaction:
+                raise
+            self._writer.execute("ROLLBACK TO job")
+            job.error = error
+        self._writer.execute("RELEASE job")
 
     def _commit(self, batch: list[_Job[Any]]) -> None:
         """In the thread: make the batch durable, then tell everyone."""
@@ -176,7 +197,8 @@ class SqliteDriver:
     def _settle(self, batch: list[_Job[Any]]) -> None:
         for job in batch:
             job.settle()
-        self._next_batch()
+        # Not at once: whoever was waiting goes on first, and what that brings shares the commit.
+        self._loop.call_soon(self._next_batch)
 
     # --- Reading -------------------------------------------------------------------------------
 
@@ -296,7 +318,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     applied = connection.execute(migrations.APPLIED).fetchone()[0] or 0
     for number, name, script in migrations.pending_migrations(applied):
         connection.execute("BEGIN IMMEDIATE")
-        for statement in _statements(script):
+        for statement in _statements(script.replace("-- clustered", "WITHOUT ROWID")):
             connection.execute(statement)
         connection.execute(migrations.RECORD, (number, name))
         connection.execute("COMMIT")

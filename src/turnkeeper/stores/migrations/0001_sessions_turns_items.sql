@@ -1,3 +1,5 @@
+-- A table marked `clustered` lies in the order of its primary key where the database can do so.
+
 -- Sessions are narrow: whatever can be long stands in `items`, so that lists stay fast.
 CREATE TABLE sessions (
     id TEXT NOT NULL PRIMARY KEY,
@@ -10,7 +12,8 @@ CREATE TABLE sessions (
     weight BIGINT NOT NULL,         -- of all items that a prompt could show
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL
-);
+) -- clustered
+;
 CREATE UNIQUE INDEX sessions_by_alias ON sessions (owner, alias) WHERE alias IS NOT NULL;
 CREATE INDEX sessions_by_owner ON sessions (owner, id);
 
@@ -31,7 +34,8 @@ CREATE TABLE turns (
     messages_dropped BIGINT,
     estimated_tokens BIGINT,
     PRIMARY KEY (session_id, number)
-);
+) -- clustered
+;
 -- What a crash abandons is found without reading what has long ended.
 CREATE INDEX turns_open ON turns (session_id, number) WHERE status IN ('queued', 'running');
 
@@ -46,7 +50,8 @@ CREATE TABLE items (
     weight BIGINT NOT NULL,
     in_prompt BIGINT NOT NULL,      -- 0 once its turn has failed or ended without a word
     PRIMARY KEY (session_id, turn, position)
-);
+) -- clustered
+;
 
 -- The words of replies that are still being made, about a second's worth a row.
 CREATE TABLE checkpoints (
@@ -55,4 +60,5 @@ CREATE TABLE checkpoints (
     position BIGINT NOT NULL,
     text TEXT NOT NULL,
     PRIMARY KEY (session_id, turn, position)
-);
+) -- clustered
+;
