@@ -11,8 +11,8 @@ import msgspec
 
 from turnkeeper.domain import (
     Ending,
+    History,
     Item,
-    KeptItem,
     Model,
     ModelChoice,
     Prompt,
@@ -63,17 +63,12 @@ class NewTurn(msgspec.Struct, frozen=True):
 class BegunTurn(msgspec.Struct, frozen=True):
     """A turn that is now stored, `running` or `queued`.
 
-    Attributes:
-        history: for a running turn the newest items of its session up to and with its own, in
-            order, as many as the choice's `history_weight` asks for; empty for a queued one.
-        total_weight: of all items that this turn's prompt could show.
-        message_count: of the session's messages up to this turn's own.
+    A queued one has no items in its `history` yet: `get_history` gets them when it runs. A
+    running one has as many as its choice's `history_weight` asks for.
     """
 
     turn: Turn
-    history: tuple[KeptItem, ...]
-    total_weight: int
-    message_count: int
+    history: History
 
 
 class StoredReply(msgspec.Struct, frozen=True):

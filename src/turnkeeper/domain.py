@@ -96,6 +96,20 @@ class KeptItem(msgspec.Struct, frozen=True):
     weight: int
 
 
+class History(msgspec.Struct, frozen=True):
+    """The newest part of a session, up to and with the items of one turn.
+
+    Attributes:
+        items: in order; as many as were asked for.
+        total_weight: of all items that the turn's prompt could show, these included.
+        message_count: of the session's messages up to the turn's own.
+    """
+
+    items: tuple[KeptItem, ...]
+    total_weight: int
+    message_count: int
+
+
 ITEM_OVERHEAD = 16  # bytes a provider's framing of one item costs, about four tokens
 
 
@@ -187,13 +201,17 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a turn ends: everything `end_turn` writes beside the turn's place and the time."""
+    """How a turn ends: everything `end_turn` writes beside the turn's place and the time.
+
+    `checkpointed` says that some of the text was kept while it was made, and can go now.
+    """
 
     status: TurnStatus
     text: str
     usage: Usage | None = None
     failure: Failure | None = None
     context: Context | None = None
+    checkpointed: bool = False
 
 
 # --- Sessions and models -----------------------------------------------------------------------

@@ -10,7 +10,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Any, assert_never
 
 import msgspec
@@ -103,14 +102,12 @@ class Engine:
         self._now = now
         self._new_id = new_id
         self._jitter = jitter
-        self._offers = {
-            model.id: (model, provider)
-            for provider in reversed(providers)
-            for model in reversed(provider.models)
-        }
-        self.models: Sequence[Model] = [
-            model for provider in providers for model in provider.models
-        ]
+        self._offers: dict[str, _Offer] = {}
+        for provider in providers:
+            for model in provider.models:
+                offer = _Offer(model, provider, prompt.capacity(model, policy.system_message))
+                self._offers.setdefault(model.id, offer)
+        self.models: Sequence[Model] = [offer.model for offer in self._offers.values()]
         self._lives: dict[TurnRef, _Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._early: set[TurnRef] = set()
@@ -217,8 +214,8 @@ class Engine:
 
     def _choose_model(self, wanted: str | None, message: Message) -> ModelChoice:
         """`wanted`, or the default where a session's model is no longer offered."""
-        model, _ = self._offers.get(wanted or "", self._offers[self.models[0].id])
-        return prompt.choose(model, self._policy.system_message, (message,))
+        offer = self._offers.get(wanted or "") or self._offers[self.models[0].id]
+        return prompt.choose(offer.model, offer.room, (message,))
 
     # --- The life of a turn --------------------------------------------------------------------
 
@@ -242,6 +239,8 @@ class Engine:
             ending = await self._play(life, stored)
         finally:
             life.settled = True
+        if life.checkpoints:
+            ending = msgspec.structs.replace(ending, checkpointed=True)
         await self._end(life, ending)
 
     async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
@@ -251,15 +250,14 @@ class Engine:
         try:
             if stored.turn.status is TurnStatus.QUEUED:
                 stored = await self._await_place(life)
-            model, provider = self._offers[stored.turn.model]
+            offer = self._offers[stored.turn.model]
             asked, context = prompt.fit(
-                model,
+                offer.model.id,
                 self._policy.system_message,
+                offer.room,
                 stored.history,
-                stored.total_weight,
-                stored.message_count,
             )
-            usage = await self._make(reply, provider, asked)
+            usage = await self._make(life, offer.provider, asked)
             usage = usage or _estimate_usage(context, reply.text)
             return Ending(TurnStatus.COMPLETED, reply.text, usage, None, context)
         except asyncio.CancelledError:
@@ -281,21 +279,21 @@ class Engine:
         else:
             life.place = self._loop.create_future()
             await life.place
-        room = self._choose_model(life.reply.turn.model, Message("user", ""))
-        stored = await self._store.get_history(ref, room.history_weight)
+        room = self._offers[life.reply.turn.model].room
+        stored = await self._store.get_history(ref, room)
         life.reply.start(stored.turn)
         return stored
 
-    async def _make(self, reply: Reply, provider: Provider, asked: Prompt) -> Usage | None:
+    async def _make(self, life: "_Life", provider: Provider, asked: Prompt) -> Usage | None:
         """Call the model, again while it says nothing; returns the usage it reported."""
         delay = self._policy.retry_delay
         for attempt in range(1, self._policy.attempts + 1):
             try:
-                return await self._listen(reply, provider.stream(asked))
+                return await self._listen(life, provider.stream(asked))
             except ProviderError as error:
                 pause = error.retry_after or delay * (0.5 + self._jitter())
                 last = attempt == self._policy.attempts or pause > self._policy.patience
-                if reply.length or not error.retryable or last:
+                if life.reply.length or not error.retryable or last:
                     raise
                 log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
             await asyncio.sleep(pause)
@@ -303,12 +301,10 @@ class Engine:
         raise AssertionError
 
     async def _listen(
-        self, reply: Reply, stream: AsyncIterator[Sequence[ProviderEvent]]
+        self, life: "_Life", stream: AsyncIterator[Sequence[ProviderEvent]]
     ) -> Usage | None:
-        usage = None
-        checkpoints = _Checkpoints(
-            reply, self._loop.time, partial(self._checkpoint, reply.turn.ref)
-        )
+        reply, usage, clock = life.reply, None, self._loop.time
+        due = clock() + CHECKPOINT_SECONDS
         async with aclosing(stream) as events_together:  # type: ignore[type-var]
             async for events in events_together:
                 for event in events:
@@ -319,13 +315,16 @@ class Engine:
                             usage = reported
                         case _:
                             assert_never(event)
-                checkpoints.tick()
+                if clock() >= due:
+                    due = clock() + CHECKPOINT_SECONDS
+                    self._spawn(self._checkpoint(life))  # it holds up nobody
         return usage
 
-    def _checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
-        self._spawn(self._store_checkpoint(ref, position, text))  # it holds up nobody
-
-    async def _store_checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+    async def _checkpoint(self, life: "_Life") -> None:
+        """Keep the words since the last checkpoint, so that a crash loses only later ones."""
+        ref, text = life.reply.turn.ref, life.reply.since(life.kept)
+        position, life.checkpoints = life.checkpoints, life.checkpoints + 1
+        life.kept = life.reply.length
         try:
             await self._store.checkpoint(ref, position, text)
         except StoreUnavailable:
@@ -384,10 +383,18 @@ class Engine:
         life.task.cancel()
 
 
+class _Offer(msgspec.Struct, frozen=True):
+    """A model, who provides it, and the weight of items that its prompts have room for."""
+
+    model: Model
+    provider: Provider
+    room: int
+
+
 class _Life:
     """A turn between `begin_turn` and `end_turn`, as its coroutine and `_stop` see it."""
 
-    __slots__ = ("place", "reply", "settled", "stopped_as", "task")
+    __slots__ = ("checkpoints", "kept", "place", "reply", "settled", "stopped_as", "task")
 
     def __init__(self, reply: Reply) -> None:
         task = asyncio.current_task()
@@ -397,28 +404,8 @@ class _Life:
         self.place: asyncio.Future[None] | None = None  # while it waits in the queue
         self.stopped_as: TurnStatus | None = None
         self.settled = False
-
-
-class _Checkpoints:
-    """Hands on the new tail of a long reply about once a second, with its position."""
-
-    def __init__(
-        self, reply: Reply, clock: Callable[[], float], keep: Callable[[int, str], None]
-    ) -> None:
-        self._reply = reply
-        self._keep = keep
-        self._clock = clock
-        self._due = clock() + CHECKPOINT_SECONDS
-        self._kept = 0
-        self._position = 0
-
-    def tick(self) -> None:
-        if self._clock() < self._due or self._reply.length == self._kept:
-            return
-        self._keep(self._position, self._reply.since(self._kept))
-        self._due = self._clock() + CHECKPOINT_SECONDS
-        self._kept = self._reply.length
-        self._position += 1
+        self.checkpoints = 0
+        self.kept = 0  # characters of the reply that checkpoints hold
 
 
 def choose_session(text: str) -> SessionChoice:

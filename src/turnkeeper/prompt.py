@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from turnkeeper.domain import (
     Context,
+    History,
     Item,
     KeptItem,
     Message,
@@ -34,14 +35,13 @@ def capacity(model: Model, system: str) -> int:
     return room - item_weight(Message("system", system))
 
 
-def choose(model: Model, system: str, newest: Sequence[Item]) -> ModelChoice:
-    """The choice of `model` for a turn over the items `newest`.
+def choose(model: Model, room: int, newest: Sequence[Item]) -> ModelChoice:
+    """The choice of `model`, which has a `capacity` of `room`, for a turn over `newest`.
 
     Raises:
         ContextTooLong: they alone do not fit, so nothing may be stored.
     """
-    room = capacity(model, system)
-    weight = sum(map(item_weight, newest))
+    weight = sum([item_weight(item) for item in newest])
     if weight > room:
         raise ContextTooLong(
             f"The message needs about {weight // BYTES_PER_TOKEN} tokens and {model.id} has room"
@@ -50,24 +50,23 @@ def choose(model: Model, system: str, newest: Sequence[Item]) -> ModelChoice:
     return ModelChoice(model.id, room)
 
 
-def fit(
-    model: Model, system: str, history: Sequence[KeptItem], total_weight: int, message_count: int
-) -> tuple[Prompt, Context]:
-    """The prompt for the newest turn of `history`.
+def fit(model: str, system: str, room: int, history: History) -> tuple[Prompt, Context]:
+    """The prompt for the newest turn of `history`, for a `model` with a `capacity` of `room`.
 
-    `total_weight` and `message_count` are those of the whole session, of which `history` is
-    the newest part. A session that overflows the window is cut to three quarters of it at once
+    A session that overflows the window is cut to three quarters of it at once
     and grows again: what is dropped is a multiple of a quarter, so that the prompt's beginning
     stays the same for many turns and providers can cache it. Turns go whole, and the newest
     always stays.
     """
-    sent = _newest_that_fit(history, capacity(model, system), total_weight)
+    sent = _newest_that_fit(history, room)
     frame = (Message("system", system),) if system else ()
-    prompt = Prompt(model.id, (*frame, *[kept.item for kept in sent]))
-    weight = sum([kept.weight for kept in sent]) + sum(map(item_weight, frame))
+    prompt = Prompt(model, (*frame, *[kept.item for kept in sent]))
+    weight = sum([kept.weight for kept in sent]) + sum([item_weight(item) for item in frame])
     context = Context(
         messages_sent=len(sent),
-        messages_dropped=max(message_count - sum(map(_is_message, sent)), 0),
+        messages_dropped=0
+        if sent is history.items
+        else history.message_count - sum(map(_is_message, sent)),
         estimated_tokens=weight // BYTES_PER_TOKEN,
     )
     return prompt, context
@@ -77,16 +76,15 @@ def _is_message(kept: KeptItem) -> bool:
     return isinstance(kept.item, Message)
 
 
-def _newest_that_fit(
-    history: Sequence[KeptItem], room: int, total_weight: int
-) -> Sequence[KeptItem]:
-    """The part of `history` that is sent."""
-    excess = total_weight - room
+def _newest_that_fit(history: History, room: int) -> Sequence[KeptItem]:
+    """The part of the history that is sent."""
+    items, excess = history.items, history.total_weight - room
     if excess <= 0:
-        return history
+        return items
     quarter = max(room // 4, 1)
     dropped = -(-excess // quarter) * quarter
-    sent = history[_turn_after(history, dropped - (total_weight - _weight(history))) :]
+    unread = history.total_weight - _weight(items)
+    sent = items[_turn_after(items, dropped - unread) :]
     calls = next((i for i, kept in enumerate(sent) if not isinstance(kept.item, ToolResult)), 0)
     return sent[calls:]  # no result whose call went with the turn before
 
@@ -95,10 +93,10 @@ def _weight(items: Sequence[KeptItem]) -> int:
     return sum([kept.weight for kept in items])
 
 
-def _turn_after(history: Sequence[KeptItem], dropped: int) -> int:
+def _turn_after(items: Sequence[KeptItem], dropped: int) -> int:
     """Where the oldest whole turn begins before which `dropped` lies; the newest if none does."""
     before, newest = 0, 0
-    for index, kept in enumerate(history):
+    for index, kept in enumerate(items):
         if kept.position == 0:
             newest = index
             if before >= dropped:

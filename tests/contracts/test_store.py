@@ -99,7 +99,7 @@ async def texts(store: Store, session: ById | ByAlias) -> list[str]:
     """What a prompt would show now, seen by a turn that then fails and leaves no trace."""
     begun = await store.begin_turn(a_turn("probe", session=session))
     await store.end_turn(begun.turn.ref, Ending(TurnStatus.FAILED, ""), NOW)
-    return [kept.item.text for kept in begun.history if isinstance(kept.item, Message)][:-1]
+    return [kept.item.text for kept in begun.history.items if isinstance(kept.item, Message)][:-1]
 
 
 # --- A turn ------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ async def texts(store: Store, session: ById | ByAlias) -> list[str]:
 async def test_a_turn_is_kept_whole(store: Store) -> None:
     begun = await store.begin_turn(a_turn("hello"))
     assert begun.turn.status is TurnStatus.RUNNING
-    assert [kept.item for kept in begun.history] == [Message("user", "hello")]
+    assert [kept.item for kept in begun.history.items] == [Message("user", "hello")]
     ending = Ending(
         TurnStatus.COMPLETED, "hi there", Usage(5, 2, estimated=True), None, Context(1, 0, 9)
     )
@@ -126,11 +126,11 @@ async def test_history_is_in_order_and_ends_with_the_turns_own_items(store: Stor
     for number in range(50):
         await say(store, f"q{number}", f"a{number}", session)
     begun = await store.begin_turn(a_turn("last", session=session))
-    said = [kept.item.text for kept in begun.history if isinstance(kept.item, Message)]
+    said = [kept.item.text for kept in begun.history.items if isinstance(kept.item, Message)]
     expected = [f"{kind}{n}" for n in range(50) for kind in "qa"]
     assert said == [*expected, "last"]
-    assert begun.total_weight == sum(item_weight(kept.item) for kept in begun.history)
-    assert begun.message_count == 101
+    assert begun.history.total_weight == sum(item_weight(kept.item) for kept in begun.history.items)
+    assert begun.history.message_count == 101
 
 
 async def test_history_is_read_from_its_end_and_only_as_far_as_asked(store: Store) -> None:
@@ -138,10 +138,10 @@ async def test_history_is_read_from_its_end_and_only_as_far_as_asked(store: Stor
     for number in range(60):
         await say(store, f"question {number}", f"answer {number}", session)
     begun = await store.begin_turn(a_turn("now", session=session, history=200))
-    assert sum(item_weight(kept.item) for kept in begun.history) >= 200
-    assert len(begun.history) < 60
-    assert begun.history[-1].item == Message("user", "now")
-    assert begun.total_weight > 121 * 16
+    assert sum(item_weight(kept.item) for kept in begun.history.items) >= 200
+    assert len(begun.history.items) < 60
+    assert begun.history.items[-1].item == Message("user", "now")
+    assert begun.history.total_weight > 121 * 16
 
 
 ITEMS: tuple[Item, ...] = (
@@ -155,8 +155,8 @@ ITEMS: tuple[Item, ...] = (
 
 async def test_items_of_every_kind_come_back_exactly(store: Store) -> None:
     begun = await store.begin_turn(a_turn(*ITEMS))
-    assert tuple(kept.item for kept in begun.history) == ITEMS
-    assert [kept.position for kept in begun.history] == [0, 1, 2, 3, 4]
+    assert tuple(kept.item for kept in begun.history.items) == ITEMS
+    assert [kept.position for kept in begun.history.items] == [0, 1, 2, 3, 4]
 
 
 async def test_a_megabyte_of_text_comes_back_exactly(store: Store) -> None:
@@ -214,7 +214,7 @@ async def test_failed_turns_never_make_the_next_prompt_heavier(store: Store) -> 
         begun = await store.begin_turn(a_turn("x" * 1000, session=session))
         await store.end_turn(begun.turn.ref, Ending(TurnStatus.FAILED, "y" * 500), NOW)
     begun = await store.begin_turn(a_turn("z", session=session))
-    assert begun.total_weight == sum(item_weight(kept.item) for kept in begun.history)
+    assert begun.history.total_weight == sum(item_weight(kept.item) for kept in begun.history.items)
 
 
 # --- The queue ---------------------------------------------------------------------------------
@@ -229,13 +229,13 @@ async def test_turns_of_one_session_run_one_at_a_time_in_order(store: Store) -> 
     promoted = await store.end_turn(first.ref, completed("A"), NOW)
     assert promoted is not None
     assert (promoted.ref, promoted.status) == (second.ref, TurnStatus.RUNNING)
-    history = await store.get_history(second.ref, PLENTY)
-    assert [kept.item.text for kept in history.history if isinstance(kept.item, Message)] == [
+    history = (await store.get_history(second.ref, PLENTY)).history
+    assert [kept.item.text for kept in history.items if isinstance(kept.item, Message)] == [
         "a",
         "A",
         "b",
     ]
-    assert history.total_weight == sum(item_weight(kept.item) for kept in history.history)
+    assert history.total_weight == sum(item_weight(kept.item) for kept in history.items)
     assert history.message_count == 3
     promoted = await store.end_turn(second.ref, completed("B"), NOW)
     assert promoted is not None
@@ -398,7 +398,8 @@ async def test_what_a_crash_abandons_is_settled_with_its_words(store: Store) -> 
 async def test_checkpoints_count_only_while_a_turn_runs(store: Store) -> None:
     begun = await store.begin_turn(a_turn("q"))
     await store.checkpoint(begun.turn.ref, 0, "half")
-    await store.end_turn(begun.turn.ref, completed("half and half"), NOW)
+    ending = Ending(TurnStatus.COMPLETED, "half and half", checkpointed=True)
+    await store.end_turn(begun.turn.ref, ending, NOW)
     await store.checkpoint(begun.turn.ref, 1, "late")
     assert (await store.get_turn("ann", begun.turn.ref)).text == "half and half"
 

@@ -490,21 +490,21 @@ class _Watch:
         ends_at: float,
         words: "_Words",
     ) -> None:
-        loop = asyncio.get_running_loop()
         self._words = words
         self._response = response
         self._content = response.content
         self._timeouts = timeouts
         self._ends_at = ends_at
-        self._time = loop.time
-        self._call_at = loop.call_at
+        self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None
         self._gave_up = False
-        self._timer = loop.call_at(min(loop.time() + timeouts.between, ends_at), self._look)
+        self._timer: asyncio.TimerHandle | None = None  # a short reply needs none
 
     async def read(self, reply: _IncomingReply) -> bytes:
         """The next bytes. Nothing at the end, or when no more will come: `reply` then knows why."""
-        self._waiting_since = now = self._time()
+        self._waiting_since = now = self._loop.time()
+        if self._timer is None:
+            self._look()
         fault: ProviderError
         try:
             if now < self._ends_at:
@@ -518,24 +518,25 @@ class _Watch:
         return b""
 
     def stop(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _reason(self) -> ProviderError:
         if not self._gave_up:
             return self._words.fault("provider_cut_off", "lost the connection in the middle")
-        if self._time() >= self._ends_at:
+        if self._loop.time() >= self._ends_at:
             return self._words.overdue(self._timeouts)
         return self._words.silent(self._timeouts)
 
     def _look(self) -> None:
-        now = self._time()
+        now = self._loop.time()
         since = now if self._waiting_since is None else self._waiting_since
         due = min(since + self._timeouts.between, self._ends_at)
         if self._waiting_since is None:
             # Not ours to hurry: the next read sees by itself that all time is over.
             due = due if due > now else now + self._timeouts.between
         if due > now:
-            self._timer = self._call_at(due, self._look)
+            self._timer = self._loop.call_at(due, self._look)
         else:
             self._gave_up = True
             self._response.close()  # wakes the reader with an error

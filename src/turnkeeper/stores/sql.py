@@ -22,6 +22,7 @@ from turnkeeper.domain import (
     Context,
     Ending,
     Failure,
+    History,
     Item,
     KeptItem,
     Message,
@@ -145,10 +146,10 @@ def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     for position, (item, weight) in enumerate(zip(new.items, weights, strict=True)):
         yield INSERT_ITEM, (session_id, number, position, *_encode_item(item), weight)
     turn = Turn(TurnRef(session_id, number), status, choice.model, new.now)
-    if status is TurnStatus.QUEUED:
-        return BegunTurn(turn, (), total_weight, message_count)
-    history = yield from _history(turn.ref, choice.history_weight)
-    return BegunTurn(turn, history, total_weight, message_count)
+    items: tuple[KeptItem, ...] = ()
+    if status is TurnStatus.RUNNING:
+        items = yield from _newest_items(turn.ref, choice.history_weight)
+    return BegunTurn(turn, History(items, total_weight, message_count))
 
 
 def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
@@ -198,7 +199,7 @@ WHERE session_id = ? AND turn > ? AND in_prompt = 1
 _FIRST_PAGE = 32
 
 
-def _history(ref: TurnRef, history_weight: int) -> Transaction[tuple[KeptItem, ...]]:
+def _newest_items(ref: TurnRef, history_weight: int) -> Transaction[tuple[KeptItem, ...]]:
     """The newest items up to and with turn `ref`, in order, at least `history_weight` of them."""
     items: list[KeptItem] = []
     before, page, weight = (ref.number + 1, 0), _FIRST_PAGE, 0
@@ -221,9 +222,9 @@ def get_history(ref: TurnRef, history_weight: int) -> Transaction[BegunTurn]:
         raise TurnNotFound("Turn not found")
     status, model, created_at, weight, messages = rows[0]
     behind = yield QUEUED_BEHIND, place
-    history = yield from _history(ref, history_weight)
+    items = yield from _newest_items(ref, history_weight)
     turn = Turn(ref, TurnStatus(status), model, created_at)
-    return BegunTurn(turn, history, weight - int(behind[0][0]), messages - behind[0][1])
+    return BegunTurn(turn, History(items, weight - int(behind[0][0]), messages - behind[0][1]))
 
 
 # --- Ending a turn -----------------------------------------------------------------------------
@@ -324,7 +325,8 @@ def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
     if ending.text:
         weight = item_weight(Message("assistant", ending.text))
         yield APPEND_REPLY, (*place, *place, ending.text, weight, int(shown))
-    yield DROP_CHECKPOINTS, place
+    if ending.checkpointed:
+        yield DROP_CHECKPOINTS, place
 
 
 def _start_next(ref: TurnRef) -> Transaction[Turn | None]:
@@ -373,7 +375,7 @@ def settle_abandoned(now: int) -> Transaction[int]:
         text = "".join(row[0] for row in rows)
         weight = item_weight(Message("assistant", text)) if text else 0
         yield SETTLE_SESSION, (int(text != ""), weight, session_id)
-        ending = Ending(TurnStatus.INTERRUPTED, text)
+        ending = Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
         yield from _close_turn(TurnRef(session_id, number), ending, now)
     return len(abandoned)
 

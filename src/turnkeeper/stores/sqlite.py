@@ -27,6 +27,9 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # transactions in one commit at most, so that the event loop is not held up
+# How often the event loop goes round between two commits. Idle, a round takes microseconds; under
+# load it brings more writes, and a commit costs as much as five turns' statements.
+_ROUNDS = 3
 _BUSY_MS = 5000  # how long to wait for another program that writes to the file
 
 
@@ -197,8 +200,14 @@ class SqliteDriver:
     def _settle(self, batch: list[_Job[Any]]) -> None:
         for job in batch:
             job.settle()
-        # Not at once: whoever was waiting goes on first, and what that brings shares the commit.
-        self._loop.call_soon(self._next_batch)
+        self._gather(_ROUNDS)
+
+    def _gather(self, rounds: int) -> None:
+        """Let whoever was waiting go on, and share the next commit with what that brings."""
+        if rounds:
+            self._loop.call_soon(self._gather, rounds - 1)
+        else:
+            self._next_batch()
 
     # --- Reading -------------------------------------------------------------------------------
 
@@ -241,7 +250,8 @@ def _drive(connection: sqlite3.Connection, transaction: Callable[[], Transaction
     try:
         sql, arguments = next(steps)
         while True:
-            sql, arguments = steps.send(execute(sql, arguments).fetchall())
+            cursor = execute(sql, arguments)
+            sql, arguments = steps.send(cursor.fetchall() if cursor.description else ())
     except StopIteration as finished:
         return finished.value  # type: ignore[no-any-return]
 

@@ -7,6 +7,7 @@ pointing a name of its own at this machine.
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import msgspec
@@ -42,6 +43,7 @@ class Origins(msgspec.Struct, frozen=True):
         return parts.netloc == host or (not self.allowed and _is_loopback(_host_name(parts.netloc)))
 
 
+@lru_cache(1024)  # the same few, on every request
 def _host_name(host: str) -> str:
     """A `Host` header without its port, in lower case; empty if it is not one."""
     try:
@@ -50,6 +52,7 @@ def _host_name(host: str) -> str:
         return ""
 
 
+@lru_cache(1024)
 def _is_loopback(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
