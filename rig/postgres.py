@@ -34,9 +34,10 @@ def run_postgres() -> Iterator[str]:
         data = folder / "data"
         _call(user, binaries / "initdb", "-D", data, "-U", "test", "-A", "trust", "--no-sync")
         port = _free_port()
+        settings = [f"port={port}", f"unix_socket_directories={folder}", "fsync=off"]
+        options = [part for setting in settings for part in ("-c", setting)]
         process = subprocess.Popen(
-            [binaries / "postgres", "-D", data, "-p", str(port), "-k", folder]
-            + ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=50"],
+            [str(binaries / "postgres"), "-D", str(data), *options],
             user=user,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -65,7 +66,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(binaries: Path, port: int, process: "subprocess.Popen[bytes]") -> None:
-    ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+    ready = [str(binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
     for _ in range(300):
         if process.poll() is not None:
             raise RuntimeError("PostgreSQL ended while it was starting")
