@@ -190,6 +190,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=65,  # longer than the usual proxy keeps its own end
                 timeout_graceful_shutdown=5,
                 backlog=2048,
             )

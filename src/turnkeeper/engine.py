@@ -337,35 +337,26 @@ class Engine:
 
         No one cancels this: `_stop` leaves a settled life alone.
         """
-        ref, pause = life.reply.turn.ref, 0.05
+        reply, pause = life.reply, 0.05
         while True:
             now = self._now()
             try:
-                promoted = await self._store.end_turn(ref, ending, now)
+                promoted = await self._store.end_turn(reply.turn.ref, ending, now)
                 break
             except StoreUnavailable:
-                if self.stopping:
-                    promoted = None  # the next start settles it, from its checkpoints
+                if self.stopping:  # the next start settles it, from its checkpoints
+                    ending, promoted = Ending(TurnStatus.INTERRUPTED, reply.text), None
                     break
             except Exception:
-                log.exception("Turn %s could not be ended as it was", ref.id)
+                log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
                 failure = Failure("internal_error", "The server failed to store this reply")
                 ending = Ending(TurnStatus.FAILED, "", None, failure)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
-        self._lives.pop(ref, None)
+        self._lives.pop(reply.turn.ref, None)
         if promoted is not None:
             self._give_place(promoted.ref)
-        life.reply.end(
-            msgspec.structs.replace(
-                life.reply.turn,
-                status=ending.status,
-                finished_at=now,
-                usage=ending.usage,
-                failure=ending.failure,
-                context=ending.context,
-            )
-        )
+        reply.end(_ended(reply.turn, ending, now))
 
     def _give_place(self, ref: TurnRef) -> None:
         life = self._lives.get(ref)
@@ -420,6 +411,17 @@ def choose_session(text: str) -> SessionChoice:
         return ByAlias(text)
     raise InvalidRequest(
         f"session_id must be 1 to {ALIAS_LENGTH} characters of A-Z a-z 0-9 . _ : -"
+    )
+
+
+def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
+    return msgspec.structs.replace(
+        turn,
+        status=ending.status,
+        finished_at=now,
+        usage=ending.usage,
+        failure=ending.failure,
+        context=ending.context,
     )
 
 

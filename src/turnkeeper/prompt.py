@@ -58,15 +58,16 @@ def fit(model: str, system: str, room: int, history: History) -> tuple[Prompt, C
     stays the same for many turns and providers can cache it. Turns go whole, and the newest
     always stays.
     """
-    sent = _newest_that_fit(history, room)
+    sent, dropped = history.items, 0
+    if history.total_weight > room:
+        sent = _newest_that_fit(history, room)
+        dropped = history.message_count - sum(map(_is_message, sent))
     frame = (Message("system", system),) if system else ()
     prompt = Prompt(model, (*frame, *[kept.item for kept in sent]))
-    weight = sum([kept.weight for kept in sent]) + sum([item_weight(item) for item in frame])
+    weight = _weight(sent) + sum([item_weight(item) for item in frame])
     context = Context(
         messages_sent=len(sent),
-        messages_dropped=0
-        if sent is history.items
-        else history.message_count - sum(map(_is_message, sent)),
+        messages_dropped=dropped,
         estimated_tokens=weight // BYTES_PER_TOKEN,
     )
     return prompt, context
@@ -76,13 +77,11 @@ def _is_message(kept: KeptItem) -> bool:
     return isinstance(kept.item, Message)
 
 
-def _newest_that_fit(history: History, room: int) -> Sequence[KeptItem]:
-    """The part of the history that is sent."""
-    items, excess = history.items, history.total_weight - room
-    if excess <= 0:
-        return items
+def _newest_that_fit(history: History, room: int) -> tuple[KeptItem, ...]:
+    """The part that is sent of a history that overflows `room`."""
+    items = history.items
     quarter = max(room // 4, 1)
-    dropped = -(-excess // quarter) * quarter
+    dropped = -(-(history.total_weight - room) // quarter) * quarter
     unread = history.total_weight - _weight(items)
     sent = items[_turn_after(items, dropped - unread) :]
     calls = next((i for i, kept in enumerate(sent) if not isinstance(kept.item, ToolResult)), 0)

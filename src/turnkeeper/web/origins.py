@@ -6,9 +6,9 @@ pointing a name of its own at this machine.
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -37,19 +37,20 @@ class Origins(msgspec.Struct, frozen=True):
         """Whether a page from `origin` may talk to us; `host` is what the request called us."""
         if "*" in self.allowed or origin in self.allowed:
             return True
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https"):
+        scheme, _, page_host = origin.partition("://")
+        if scheme not in ("http", "https"):
             return False
-        return parts.netloc == host or (not self.allowed and _is_loopback(_host_name(parts.netloc)))
+        return page_host == host or (not self.allowed and _is_loopback(_host_name(page_host)))
+
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+?)\.?)(?::[0-9]{1,5})?")
 
 
 @lru_cache(1024)  # the same few, on every request
 def _host_name(host: str) -> str:
     """A `Host` header without its port, in lower case; empty if it is not one."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else ""
 
 
 @lru_cache(1024)

@@ -5,7 +5,7 @@ import secrets
 from urllib.parse import parse_qsl
 
 from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
-from turnkeeper.errors import BodyTooLarge, HostRefused
+from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
 from turnkeeper.web.streaming import Headers, send_answer, send_stream
@@ -73,18 +73,20 @@ class Request:
         return Call(caller, body, path, query, self.headers)
 
     async def _read_body(self, limit: int) -> bytes:
-        declared = self.headers.get(b"content-length", b"0")
-        body = b""
-        while max(len(body), int(declared) if declared.isdigit() else 0) <= limit:
+        declared = self.headers.get(b"content-length", b"")
+        size = int(declared) if declared.isdigit() else 0
+        pieces: list[bytes] = []
+        read, more = 0, True
+        while more and max(size, read) <= limit:
             message = await self._receive()
-            body += bytes(message.get("body", b""))
-            if not message.get("more_body"):
-                break
-        else:
+            if message["type"] == "http.disconnect":
+                raise InvalidRequest("The body ended early")
+            pieces.append(message.get("body", b""))
+            read += len(pieces[-1])
+            more = message.get("more_body", False)
+        if max(size, read) > limit:
             raise BodyTooLarge(f"The body has more than {limit} bytes")
-        if len(body) > limit:
-            raise BodyTooLarge(f"The body has more than {limit} bytes")
-        return body
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def answer(self, outcome: Outcome) -> None:
         if isinstance(outcome, EventStream):

@@ -1,0 +1,78 @@
+"""Which hosts and pages are ours."""
+
+import pytest
+
+from turnkeeper.web.origins import Origins
+
+LOOPBACK = Origins(frozenset({"127.0.0.1"}), any_address=False, allowed=())
+OPEN = Origins(frozenset({"0.0.0.0", "chat.lan"}), any_address=True, allowed=())
+LISTED = Origins(frozenset(), any_address=False, allowed=("https://app.example",))
+ANY = Origins(frozenset(), any_address=False, allowed=("*",))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:5000",
+        "LOCALHOST",
+        "app.localhost:1",
+        "127.0.0.1",
+        "127.8.9.10:80",
+        "[::1]",
+        "[::1]:5000",
+        "localhost.",
+    ],
+)
+def test_loopback_is_ours_by_any_of_its_names(host: str) -> None:
+    assert LOOPBACK.host_is_ours(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "192.168.0.7",
+        "notlocalhost",
+        "::1",
+        "user@evil.example",
+        "[::1",
+        "localhost:5000:80",
+        "0.0.0.0",
+    ],
+)
+def test_other_names_are_not(host: str) -> None:
+    assert not LOOPBACK.host_is_ours(host)
+
+
+@pytest.mark.parametrize("host", ["192.168.0.7:5000", "[fe80::1]", "chat.lan", "localhost"])
+def test_a_server_on_all_addresses_may_be_called_by_any(host: str) -> None:
+    assert OPEN.host_is_ours(host)
+    assert not OPEN.host_is_ours("evil.example")
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "ours"),
+    [
+        (LOOPBACK, "http://localhost:3000", True),
+        (LOOPBACK, "https://127.0.0.1", True),
+        (LOOPBACK, "http://[::1]:8080", True),
+        (LOOPBACK, "https://evil.example", False),
+        (LOOPBACK, "http://localhost.evil.example", False),
+        (LOOPBACK, "null", False),
+        (LOOPBACK, "file://localhost", False),
+        (LOOPBACK, "http://[bad", False),
+        (LISTED, "https://app.example", True),
+        (LISTED, "https://app.example.evil.example", False),
+        (LISTED, "http://app.example", False),
+        (LISTED, "http://localhost:3000", False),
+        (LISTED, "http://localhost:5000", True),  # the page that this server itself serves
+        (ANY, "https://anywhere.example", True),
+        (ANY, "null", True),
+    ],
+)
+def test_pages(origins: Origins, origin: str, ours: bool) -> None:
+    assert origins.origin_is_ours(origin, "localhost:5000") is ours

@@ -1,0 +1,99 @@
+"""What the model is shown, and what it is not."""
+
+import itertools
+
+import pytest
+
+from turnkeeper import prompt
+from turnkeeper.domain import (
+    History,
+    Item,
+    KeptItem,
+    Message,
+    Model,
+    ToolCall,
+    ToolResult,
+    item_weight,
+)
+from turnkeeper.errors import ContextTooLong
+
+
+def history(*turns: tuple[Item, ...], unread: int = 0, messages: int | None = None) -> History:
+    """Turns as the store gives them, with `unread` weight before them."""
+    items = tuple(
+        KeptItem(number, position, item, item_weight(item))
+        for number, turn in enumerate(turns, start=1)
+        for position, item in enumerate(turn)
+    )
+    weight = unread + sum(kept.weight for kept in items)
+    return History(items, weight, len(items) if messages is None else messages)
+
+
+def said(size: int, number: int = 0) -> tuple[Item, ...]:
+    """A turn of `size` weight: a question and its answer."""
+    text = f"{number:04d}" + "x" * (size // 2 - 20)
+    return (Message("user", text), Message("assistant", text))
+
+
+def shown(found: History, room: int) -> list[Item]:
+    asked, _ = prompt.fit("m", "", room, found)
+    return list(asked.items)
+
+
+def test_what_fits_is_shown_whole_after_the_system_message() -> None:
+    asked, context = prompt.fit("m", "Be kind.", 1000, history(said(100), said(100)))
+    assert asked.items[0] == Message("system", "Be kind.")
+    assert len(asked.items) == 5
+    assert (context.messages_sent, context.messages_dropped) == (4, 0)
+
+
+def test_an_overflow_is_cut_to_three_quarters_in_whole_turns() -> None:
+    turns = [said(100, n) for n in range(11)]
+    assert shown(history(*turns[:10]), 1000) == list(itertools.chain(*turns[:10]))
+    assert shown(history(*turns), 1000) == list(itertools.chain(*turns[3:]))
+
+
+def test_the_beginning_stays_the_same_until_a_quarter_has_come() -> None:
+    turns = [said(100, n) for n in range(40)]
+    starts = [shown(history(*turns[:count]), 1000)[0] for count in range(11, 40)]
+    assert len(set(starts)) == 12
+    for count, start in enumerate(starts, start=11):
+        found = shown(history(*turns[:count]), 1000)
+        assert 700 <= sum(map(item_weight, found)) <= 1000
+        assert found[0] == start
+
+
+def test_what_the_store_did_not_read_counts_as_dropped() -> None:
+    turns = [said(100, n) for n in range(10)]
+    _, context = prompt.fit("m", "", 1000, history(*turns, unread=100_000, messages=2020))
+    assert context.messages_sent + context.messages_dropped == 2020
+
+
+def test_the_newest_turn_always_stays() -> None:
+    newest = (Message("user", "x" * 2000),)
+    assert shown(history(said(500), newest), 1000) == list(newest)
+
+
+def test_half_a_turn_is_never_shown() -> None:
+    """The store reads by pages, and may have read only the end of its oldest turn."""
+    items = history(said(300, 1), said(300, 2), said(300, 3)).items[1:]
+    found = shown(History(items, 5000, 100), 1000)
+    assert found[0] == items[1].item
+
+
+def test_a_tool_result_is_never_shown_without_its_call() -> None:
+    call = (Message("user", "weather?"), ToolCall("c1", "weather", "{}" + " " * 300))
+    result = (ToolResult("c1", "rain"), Message("user", "and?"))
+    found = shown(history(call, result, said(500)), 800)
+    assert ToolResult("c1", "rain") not in found
+    assert found[0] == Message("user", "and?")
+
+
+def test_a_message_too_large_for_the_model_is_refused() -> None:
+    model = Model("small", "Small", 1000)
+    room = prompt.capacity(model, "system")
+    assert 0 < room < 1000 * prompt.BYTES_PER_TOKEN
+    fits = Message("user", "x" * (room - 16))
+    assert prompt.choose(model, room, [fits]).history_weight == room
+    with pytest.raises(ContextTooLong, match="small has room for"):
+        prompt.choose(model, room, [Message("user", "x" * (room - 15))])
