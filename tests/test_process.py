@@ -404,3 +404,33 @@ async def test_killed_while_many_turns_run_every_one_is_settled(
         model_server.script = lambda _: Plan()
         answers = await asyncio.gather(*[chat(http, server, "on", f"s{n}") for n in range(25)])
         assert [answer["response"] for answer in answers] == ["Hello there"] * 25
+
+
+# --- Who may use it ------------------------------------------------------------------------------
+
+
+async def test_any_origin_if_the_operator_says_so(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    headers = {"Origin": "https://tutorial.example"}
+    with Server(tmp_path, "--model", "eliza", "--cors", "*") as server:
+        async with http.post(
+            f"{server.url}/api/clear", json={"session_id": "x"}, headers=headers
+        ) as response:
+            assert response.status == 200
+            assert response.headers["access-control-allow-origin"] == headers["Origin"]
+
+
+async def test_on_all_addresses_it_answers_to_addresses_and_its_given_names(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    options = ("--host", "0.0.0.0", "--auth", "off", "--hosts", "chat.example,other.example")
+    with Server(tmp_path, "--model", "eliza", *options) as server:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        for host, status in (
+            ("192.168.0.9:5000", 200),
+            ("chat.example", 200),
+            ("evil.example", 403),
+        ):
+            async with http.get(f"{url}/health/live", headers={"Host": host}) as response:
+                assert response.status == status

@@ -55,13 +55,11 @@ def serve(**options: str | None) -> None:
 async def _serve(config: Config) -> None:
     from turnkeeper.compose import serve  # noqa: PLC0415  --help need not load the server
 
-    model = config.model or "the provider's default model"
-    await serve(
-        config,
-        lambda address: click.echo(
-            f"Turnkeeper is listening on {address} (model {model}, {_shown(config.database)})"
-        ),
-    )
+    def announce(address: str, model: str) -> None:
+        database = _shown(config.database)
+        click.echo(f"Turnkeeper is listening on {address} (model {model}, {database})")
+
+    await serve(config, announce)
 
 
 def _shown(database: str) -> str:

@@ -31,8 +31,10 @@ log = logging.getLogger(__name__)
 ELIZA_PACE = 0.03  # seconds a word: so that one sees it stream
 
 
-async def serve(config: Config, announce: Callable[[str], None]) -> None:
-    """Serve until told to stop. `announce` gets the address once requests are answered.
+async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
+    """Serve until told to stop.
+
+    `announce` gets the address and the default model's id once requests are answered.
 
     Raises:
         ConfigError: the server cannot start as it is configured.
@@ -43,7 +45,7 @@ async def serve(config: Config, announce: Callable[[str], None]) -> None:
             web = Web(engine, _origins(config), config.body_limit)
             _calm_collector()
             await _Server(web, engine, config.grace).serve_on(
-                listener, lambda: announce(_address(listener))
+                listener, lambda: announce(_address(listener), engine.models[0].id)
             )
 
 

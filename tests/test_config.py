@@ -1,0 +1,115 @@
+"""Settings: where they come from, which goes before which, and what is said when one is wrong."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from turnkeeper.compose import open_engine
+from turnkeeper.config import SETTINGS, Config, read_config
+from turnkeeper.errors import ConfigError
+
+
+def read(folder: Path, options: Mapping[str, str | None] = {}, **environment: str) -> Config:
+    return read_config(options, environment, folder)
+
+
+def test_the_defaults_are_a_tutorials(tmp_path: Path) -> None:
+    config = read(tmp_path)
+    assert (config.host, config.port, config.auth) == ("127.0.0.1", 5000, "off")
+    assert config.database == "sqlite:///turnkeeper.db"
+
+
+def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
+    assert tuple(setting.name for setting in SETTINGS) == Config.__struct_fields__
+
+
+def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Path) -> None:
+    toml = tmp_path / "t.toml"
+    toml.write_text('port = 1\nmodel = "toml"\ngrace = 1.5\ncors = ["http://a", "http://b"]\n')
+    (tmp_path / ".env").write_text("PORT=2\nTURNKEEPER_MODEL=dotenv\nTURNKEEPER_QUEUE_LIMIT=2\n")
+    config = read(tmp_path, {"config": str(toml), "attempts": "4"}, PORT="3")
+    assert config.port == 3
+    assert config.model == "dotenv"
+    assert config.queue_limit == 2
+    assert config.attempts == 4
+    assert config.grace == 1.5
+    assert config.cors == ("http://a", "http://b")
+    assert read(tmp_path, {"config": str(toml), "port": "4"}, PORT="3").port == 4
+
+
+def test_our_own_name_of_a_variable_goes_before_the_common_one(tmp_path: Path) -> None:
+    assert read(tmp_path, TURNKEEPER_PORT="7", PORT="8").port == 7
+
+
+def test_an_empty_variable_is_none(tmp_path: Path) -> None:
+    assert read(tmp_path, PORT="", OPENAI_BASE_URL="").port == 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "99999"),
+        ("port", "-1"),
+        ("port", "5000.0"),
+        ("grace", "nan"),
+        ("grace", "-1"),
+        ("grace", "inf"),
+        ("connect_timeout", "ten"),
+        ("auth", "keys"),
+        ("auth", "on"),
+        ("database", "mysql://x"),
+        ("openai_base_url", "ftp://x"),
+        ("context_window", "10"),
+        ("attempts", "0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_must_be(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--{name.replace('_', '-')} (must|cannot)"):
+        read(tmp_path, {name: value})
+
+
+@pytest.mark.parametrize("text", ["port = [", "port = 1\nport = 2", "unheard_of = 1"])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"^config "):
+        read(tmp_path, {"config": str(tmp_path / "t.toml")})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(tmp_path, {"config": str(tmp_path / "missing.toml")})
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    config = read(tmp_path, GROQ_API_KEY="s3cret", OPENAI_API_KEY="s3cret")
+    assert "s3cret" not in repr(config)
+    assert "s3cret" not in str(config)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first", "many"),
+    [
+        ({"GROQ_API_KEY": "k"}, "llama-3.3-70b-versatile", True),
+        ({"OPENAI_API_KEY": "k"}, "gpt-4o-mini", True),
+        (
+            {"GROQ_API_KEY": "k", "TURNKEEPER_MODEL": "llama-3.1-8b-instant"},
+            "llama-3.1-8b-instant",
+            True,
+        ),
+        ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "TURNKEEPER_MODEL": "mine"}, "mine", False),
+        ({"TURNKEEPER_MODEL": "eliza"}, "eliza", False),
+        ({"GROQ_API_KEY": "k", "TURNKEEPER_MODEL": "eliza"}, "eliza", False),
+    ],
+)
+async def test_a_provider_is_found_by_what_is_set(
+    tmp_path: Path, environment: dict[str, str], first: str, many: bool
+) -> None:
+    config = read(tmp_path, {"database": f"sqlite:///{tmp_path}/t.db"}, **environment)
+    async with open_engine(config) as engine:
+        assert engine.models[0].id == first
+        assert (len(engine.models) > 1) is many
+        assert len({model.id for model in engine.models}) == len(engine.models)
+
+
+async def test_a_context_window_holds_for_all_models(tmp_path: Path) -> None:
+    options = {"database": f"sqlite:///{tmp_path}/t.db", "context_window": "4096"}
+    async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")) as engine:
+        assert {model.context_window for model in engine.models} == {4096}
