@@ -505,6 +505,9 @@ async def test_a_reply_that_cannot_be_stored_yet_is_not_lost_and_not_announced(
     gate.set()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(reply.wait()), 0.3)
+    too_late = asyncio.ensure_future(engine.cancel_turn("ann", reply.turn.ref))
+    await asyncio.sleep(0)
     writer.execute("PRAGMA max_page_count = 1000000")
     assert await reply.completed() == "long " * 20_000
+    assert (await too_late).status is TurnStatus.COMPLETED
     assert (await engine._store.get_turn("ann", reply.turn.ref)).text == reply.text

@@ -341,18 +341,16 @@ async def test_killed_between_first_word_and_last_everything_is_found_whole(
         return Plan(deltas=WORDS, at={2: Hang()}) if call.number > 1 else Plan()
 
     model_server.script = script
-    server = server_of(model_server, tmp_path)
-    await asyncio.to_thread(server.start)
-    assert (await chat(http, server, "first", "s"))["response"] == "Hello there"
-    running = await stream(http, server, "second", "s")
-    waiting = await stream(http, server, "third", "s")
-    await running.read_until(10)
-    server.kill()
-    assert waiting.last[1] is None
+    with server_of(model_server, tmp_path) as server:
+        assert (await chat(http, server, "first", "s"))["response"] == "Hello there"
+        running = await stream(http, server, "second", "s")
+        waiting = await stream(http, server, "third", "s")
+        await running.read_until(10)
+        server.kill()
+        assert waiting.last[1] is None
 
-    model_server.script = lambda _: Plan()
-    await asyncio.to_thread(server.start)
-    with server:
+        model_server.script = lambda _: Plan()
+        await asyncio.to_thread(server.start)
         for one in (running, waiting):
             async with http.get(f"{server.url}/api/turns/{one.turn_id}") as response:
                 assert (await response.json())["turn"]["status"] == "interrupted"
@@ -370,18 +368,16 @@ async def test_what_was_said_a_second_before_a_kill_is_kept(
 ) -> None:
     at = {2: Sleep(1.1), 3: Sleep(0.2), 4: Hang()}
     model_server.script = lambda _: Plan(deltas=("a ", "b ", "c ", "d "), at=at)
-    server = server_of(model_server, tmp_path)
-    await asyncio.to_thread(server.start)
-    running = await stream(http, server, "hi", "s")
-    await running.read_until(8)
-    before = time.monotonic()
-    with sqlite3.connect(f"file:{tmp_path}/turnkeeper.db?mode=ro", uri=True) as look:
-        while not look.execute("SELECT COUNT(*) FROM checkpoints").fetchone()[0]:
-            assert time.monotonic() - before < 10
-    look.close()
-    server.kill()
-    await asyncio.to_thread(server.start)
-    with server:
+    with server_of(model_server, tmp_path) as server:
+        running = await stream(http, server, "hi", "s")
+        await running.read_until(8)
+        before = time.monotonic()
+        with sqlite3.connect(f"file:{tmp_path}/turnkeeper.db?mode=ro", uri=True) as look:
+            while not look.execute("SELECT COUNT(*) FROM checkpoints").fetchone()[0]:
+                assert time.monotonic() - before < 10
+        look.close()
+        server.kill()
+        await asyncio.to_thread(server.start)
         back = await rest(http, server, running.turn_id, 0)
         await back.read_all()
         assert back.text == "a b c "
@@ -391,13 +387,11 @@ async def test_killed_while_many_turns_run_every_one_is_settled(
     tmp_path: Path, http: aiohttp.ClientSession, model_server: ModelServer
 ) -> None:
     model_server.script = lambda _: Plan(deltas=WORDS, at={1: Hang()})
-    server = server_of(model_server, tmp_path)
-    await asyncio.to_thread(server.start)
-    streams = [await stream(http, server, "hi", f"s{n % 25}") for n in range(100)]
-    await model_server.wait_for_calls(25)
-    server.kill()
-    await asyncio.to_thread(server.start)
-    with server:
+    with server_of(model_server, tmp_path) as server:
+        streams = [await stream(http, server, "hi", f"s{n % 25}") for n in range(100)]
+        await model_server.wait_for_calls(25)
+        server.kill()
+        await asyncio.to_thread(server.start)
         for one in streams:
             async with http.get(f"{server.url}/api/turns/{one.turn_id}") as response:
                 assert (await response.json())["turn"]["status"] == "interrupted"

@@ -10,6 +10,7 @@ import pytest
 
 from tests.contracts.test_store import NOW, a_turn, completed
 from turnkeeper.contracts import ByAlias
+from turnkeeper.domain import Ending, TurnStatus
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores.sql import SqlStore, Transaction
 from turnkeeper.stores.sqlite import SqliteDriver, open_sqlite
@@ -106,6 +107,17 @@ async def test_after_the_disk_was_full_everything_works_again(
     begun = await store.begin_turn(a_turn("x" * 100_000))
     await store.end_turn(begun.turn.ref, completed("fine"), NOW)
     assert (await store.get_turn("ann", begun.turn.ref)).text == "fine"
+
+
+async def test_checkpoints_go_when_their_turn_ends(driver: SqliteDriver, store: SqlStore) -> None:
+    begun = await store.begin_turn(a_turn("q"))
+    await store.checkpoint(begun.turn.ref, 0, "half")
+    count = "SELECT COUNT(*) FROM checkpoints"
+    assert driver._writer.execute(count).fetchone() == (1,)
+    await store.end_turn(
+        begun.turn.ref, Ending(TurnStatus.COMPLETED, "all", checkpointed=True), NOW
+    )
+    assert driver._writer.execute(count).fetchone() == (0,)
 
 
 async def test_another_program_that_writes_is_waited_for_off_the_loop(

@@ -151,16 +151,15 @@ class SqliteDriver:
             job.error = error
 
     def _run_guarded(self, job: _Job[Any]) -> None:
-        """Undo what the job wrote if it fails; raises if that was done by SQLite, to all.
+        """Undo what the job wrote if it fails.
 
-        On some errors (a full disk, for one) SQLite ends the whole transaction by itself.
+        On some errors (a full disk, for one) SQLite undoes the whole transaction by itself: then
+        there is no savepoint to go back to, and that error is raised.
         """
         self._writer.execute("SAVEPOINT job")
         try:
             job.result = _drive(self._writer, job.transaction)
         except Exception as error:
-            if not self._writer.in_transaction:
-                raise
             self._writer.execute("ROLLBACK TO job")
             job.error = error
         self._writer.execute("RELEASE job")
