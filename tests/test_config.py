@@ -78,6 +78,32 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
         read(tmp_path, {"config": str(tmp_path / "missing.toml")})
 
 
+@pytest.mark.parametrize(
+    "text", ["hosts = [1]", "port = [5000]", "model = {name = 1}", "grace = 2026-01-01"]
+)
+def test_a_value_of_a_wrong_kind_in_a_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(ConfigError, match="must be a plain value"):
+        read(tmp_path, {"config": str(tmp_path / "t.toml")})
+
+
+def test_a_dotenv_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PORT=\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(tmp_path)
+
+
+async def test_a_system_message_that_fills_the_window_is_refused(tmp_path: Path) -> None:
+    options = {
+        "database": f"sqlite:///{tmp_path}/t.db",
+        "context_window": "300",
+        "system_message": "x" * 1000,
+    }
+    with pytest.raises(ConfigError, match="leaves no room"):
+        async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")):
+            pass
+
+
 def test_no_secret_is_shown(tmp_path: Path) -> None:
     config = read(tmp_path, GROQ_API_KEY="s3cret", OPENAI_API_KEY="s3cret")
     assert "s3cret" not in repr(config)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import uvloop
@@ -63,6 +64,8 @@ async def _serve(config: Config) -> None:
 
 
 def _shown(database: str) -> str:
-    """The database's URL without a password."""
-    scheme, _, rest = database.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    """The database's URL without user, password or parameters."""
+    if database.startswith("sqlite:"):
+        return database
+    parts = urlsplit(database)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from turnkeeper.contracts import Provider, Store
 from turnkeeper.domain import Model, make_session_id
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError
+from turnkeeper.prompt import capacity
 from turnkeeper.providers import catalog
 from turnkeeper.providers.eliza import Eliza
 from turnkeeper.providers.openai import OpenAIProvider, Timeouts
@@ -62,13 +63,14 @@ def _calm_collector() -> None:
 @asynccontextmanager
 async def open_engine(config: Config) -> AsyncIterator[Engine]:
     """The engine over its store and providers, with everything abandoned settled."""
-    provider = _provider(config)
+    provider, policy = _provider(config), _policy(config)
+    _check_room(provider.models, policy.system_message)
     store = await open_store(config.database)
     try:
         settled = await store.settle_abandoned(_now())
         if settled:
             log.warning("%d turns that a crash had left were settled as interrupted", settled)
-        engine = Engine(store, [provider], _policy(config), now=_now, new_id=_new_id)
+        engine = Engine(store, [provider], policy, now=_now, new_id=_new_id)
         try:
             yield engine
         finally:
@@ -135,6 +137,12 @@ def _policy(config: Config) -> Policy:
         queue_limit=config.queue_limit,
         attempts=config.attempts,
     )
+
+
+def _check_room(models: Sequence[Model], system_message: str) -> None:
+    for model in models:
+        if capacity(model, system_message) <= 0:
+            raise ConfigError(f"The system_message leaves no room for a conversation in {model.id}")
 
 
 def _origins(config: Config) -> Origins:

@@ -235,7 +235,7 @@ def read_config(
         ConfigError: every wrong setting, a sentence each.
     """
     problems: list[str] = []
-    dotenv = {k: v for k, v in dotenv_values(folder / ".env").items() if v is not None}
+    dotenv = _read_dotenv(folder / ".env", problems)
     toml = _read_toml(options.get("config"), problems)
     values = {
         setting.name: _value(setting, options, (environment, dotenv), toml, problems)
@@ -253,7 +253,16 @@ def read_config(
     return Config(**values)
 
 
-def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, Any]:
+def _read_dotenv(path: Path, problems: list[str]) -> Mapping[str, str]:
+    try:
+        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path} cannot be read: {error}")
+        return {}
+
+
+def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, str]:
+    """The file's settings as the texts that the environment would have for them."""
     if path is None:
         return {}
     try:
@@ -261,16 +270,29 @@ def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         problems.append(f"config {path} cannot be read: {error}")
         return {}
-    names = {setting.name for setting in SETTINGS}
-    problems += [f"config {path} has an unknown setting {name}" for name in toml.keys() - names]
-    return toml
+    settings = {setting.name: setting for setting in SETTINGS}
+    texts: dict[str, str] = {}
+    for name, value in toml.items():
+        if name not in settings:
+            problems.append(f"config {path} has an unknown setting {name}")
+        elif isinstance(settings[name].default, tuple) and _is_list_of_texts(value):
+            texts[name] = ",".join(value)
+        elif isinstance(value, str | int | float):
+            texts[name] = str(value)
+        else:
+            problems.append(f"{name} in {path} must be a plain value")
+    return texts
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def _value(
     setting: Setting,
     options: Mapping[str, str | None],
     environments: tuple[Mapping[str, str], ...],
-    toml: Mapping[str, Any],
+    toml: Mapping[str, str],
     problems: list[str],
 ) -> Any:
     """The first of a setting's sources that has it, read; the default if none has."""
@@ -290,7 +312,7 @@ def _find(
     setting: Setting,
     options: Mapping[str, str | None],
     environments: tuple[Mapping[str, str], ...],
-    toml: Mapping[str, Any],
+    toml: Mapping[str, str],
 ) -> tuple[str, str] | None:
     """Where the setting is given, and as what; an empty variable counts as not given."""
     option = options.get(setting.name)
@@ -301,6 +323,5 @@ def _find(
             if environment.get(variable):
                 return variable, environment[variable]
     if setting.name in toml:
-        given = toml[setting.name]
-        return setting.name, ",".join(given) if isinstance(given, list) else str(given)
+        return setting.name, toml[setting.name]
     return None

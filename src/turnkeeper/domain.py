@@ -102,7 +102,7 @@ class History(msgspec.Struct, frozen=True):
     Attributes:
         items: in order; as many as were asked for.
         total_weight: of all items that the turn's prompt could show, these included.
-        message_count: of the session's messages up to the turn's own.
+        message_count: how many messages of the session it could show, up to the turn's own.
     """
 
     items: tuple[KeptItem, ...]

@@ -110,7 +110,10 @@ class Engine:
         self.models: Sequence[Model] = [offer.model for offer in self._offers.values()]
         self._lives: dict[TurnRef, _Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._early: set[TurnRef] = set()
+        # What the store said of turns before their own coroutines had come so far.
+        self._promoted: set[TurnRef] = set()
+        self._cleared: set[TurnRef] = set()
+        self._ticking = False
         self.stopping = False
         self._loop = asyncio.get_running_loop()
 
@@ -153,12 +156,14 @@ class Engine:
         Raises:
             TurnNotFound: no such turn, or someone else's.
         """
-        life = self._lives.get(ref)
-        if life is not None and life.reply.owner == owner:
-            return life.reply
-        stored = await self._store.get_turn(owner, ref)
-        life = self._lives.get(ref)
-        return life.reply if life else Reply.stored(owner, stored.turn, stored.text)
+        for _ in range(2):  # it may end, or begin, between a look here and one in the store
+            life = self._lives.get(ref)
+            if life is not None and life.reply.owner == owner:
+                return life.reply
+            stored = await self._store.get_turn(owner, ref)
+            if stored.turn.status.terminal:
+                break
+        return Reply.stored(owner, _as_ended(stored.turn), stored.text)
 
     async def cancel_turn(self, owner: str, ref: TurnRef) -> Turn:
         """Stop a turn; what was said so far is kept. Changes nothing in one that has ended.
@@ -180,7 +185,10 @@ class Engine:
         """Forget everything said in a session; turns in it stop. Nothing if there is none."""
         gone = await self._store.clear_session(owner, choose_session(session), self._now())
         for ref in gone:
-            self._stop(ref, TurnStatus.CANCELLED)
+            if ref in self._lives:
+                self._stop(ref, TurnStatus.CANCELLED)
+            else:
+                self._cleared.add(ref)
 
     async def ready(self) -> bool:
         """Whether turns are taken just now.
@@ -233,6 +241,7 @@ class Engine:
             return
         reply = Reply(new.owner, stored.turn)
         life = self._lives[stored.turn.ref] = _Life(reply)
+        self._keep_ticking()
         if not begun.done():
             begun.set_result(reply)
         try:
@@ -248,6 +257,9 @@ class Engine:
         reply = life.reply
         context: Context | None = None
         try:
+            if reply.turn.ref in self._cleared:
+                self._cleared.remove(reply.turn.ref)
+                return Ending(TurnStatus.CANCELLED, "")
             if stored.turn.status is TurnStatus.QUEUED:
                 stored = await self._await_place(life)
             offer = self._offers[stored.turn.model]
@@ -274,8 +286,8 @@ class Engine:
 
     async def _await_place(self, life: "_Life") -> BegunTurn:
         ref = life.reply.turn.ref
-        if ref in self._early:
-            self._early.remove(ref)
+        if ref in self._promoted:
+            self._promoted.remove(ref)
         else:
             life.place = self._loop.create_future()
             await life.place
@@ -303,8 +315,7 @@ class Engine:
     async def _listen(
         self, life: "_Life", stream: AsyncIterator[Sequence[ProviderEvent]]
     ) -> Usage | None:
-        reply, usage, clock = life.reply, None, self._loop.time
-        due = clock() + CHECKPOINT_SECONDS
+        reply, usage = life.reply, None
         async with aclosing(stream) as events_together:  # type: ignore[type-var]
             async for events in events_together:
                 for event in events:
@@ -315,16 +326,28 @@ class Engine:
                             usage = reported
                         case _:
                             assert_never(event)
-                if clock() >= due:
-                    due = clock() + CHECKPOINT_SECONDS
-                    self._spawn(self._checkpoint(life))  # it holds up nobody
         return usage
 
-    async def _checkpoint(self, life: "_Life") -> None:
-        """Keep the words since the last checkpoint, so that a crash loses only later ones."""
-        ref, text = life.reply.turn.ref, life.reply.since(life.kept)
-        position, life.checkpoints = life.checkpoints, life.checkpoints + 1
-        life.kept = life.reply.length
+    # --- Checkpoints ---------------------------------------------------------------------------
+
+    def _keep_ticking(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(CHECKPOINT_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        """Keep what replies have grown by since the last time, all in one commit or few."""
+        self._ticking = False
+        for life in self._lives.values():
+            if life.reply.length > life.kept and not life.settled:
+                text, position = life.reply.since(life.kept), life.checkpoints
+                life.kept = life.reply.length
+                life.checkpoints += 1
+                self._spawn(self._checkpoint(life.reply.turn.ref, position, text))
+        if self._lives:
+            self._keep_ticking()
+
+    async def _checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
         try:
             await self._store.checkpoint(ref, position, text)
         except StoreUnavailable:
@@ -344,13 +367,14 @@ class Engine:
                 promoted = await self._store.end_turn(reply.turn.ref, ending, now)
                 break
             except StoreUnavailable:
-                if self.stopping:  # the next start settles it, from its checkpoints
-                    ending, promoted = Ending(TurnStatus.INTERRUPTED, reply.text), None
-                    break
+                pass
             except Exception:
                 log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
                 failure = Failure("internal_error", "The server failed to store this reply")
                 ending = Ending(TurnStatus.FAILED, "", None, failure)
+            if self.stopping:  # the next start settles it, from its checkpoints
+                ending, promoted = Ending(TurnStatus.INTERRUPTED, reply.text), None
+                break
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
         self._lives.pop(reply.turn.ref, None)
@@ -361,7 +385,7 @@ class Engine:
     def _give_place(self, ref: TurnRef) -> None:
         life = self._lives.get(ref)
         if life is None or life.place is None:
-            self._early.add(ref)  # stored, but its own coroutine has not come to wait for it
+            self._promoted.add(ref)  # stored, but its own coroutine has not come to wait for it
         elif not life.place.done():
             life.place.set_result(None)
 
@@ -412,6 +436,13 @@ def choose_session(text: str) -> SessionChoice:
     raise InvalidRequest(
         f"session_id must be 1 to {ALIAS_LENGTH} characters of A-Z a-z 0-9 . _ : -"
     )
+
+
+def _as_ended(turn: Turn) -> Turn:
+    """A turn that no one is making any more is over, though its end could not be stored yet."""
+    if turn.status.terminal:
+        return turn
+    return msgspec.structs.replace(turn, status=TurnStatus.INTERRUPTED)
 
 
 def _ended(turn: Turn, ending: Ending, now: int) -> Turn:

@@ -108,20 +108,20 @@ UPDATE sessions SET turns = turns + 1, running = COALESCE(running, turns + 1),
     message_count = message_count + ?, weight = weight + ?, model = COALESCE(?, model),
     updated_at = ?
 WHERE owner = ? AND id = ?
-RETURNING id, turns, running, weight, message_count, model
+RETURNING id, turns, running, weight, message_count - hidden_count, model
 """
 
 # The same for a session that may not exist yet: two that race for one alias meet here.
 CREATE_OR_TAKE_NUMBER = """
 INSERT INTO sessions (message_count, weight, model, updated_at, owner, id, alias, created_at,
-    turns, running)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 1)
+    turns, running, hidden_count)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 1, 0)
 ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
     turns = sessions.turns + 1, running = COALESCE(sessions.running, sessions.turns + 1),
     message_count = sessions.message_count + excluded.message_count,
     weight = sessions.weight + excluded.weight,
     model = COALESCE(excluded.model, sessions.model), updated_at = excluded.updated_at
-RETURNING id, turns, running, weight, message_count, model
+RETURNING id, turns, running, weight, message_count - hidden_count, model
 """
 
 INSERT_TURN = """
@@ -187,13 +187,13 @@ ORDER BY turn DESC, position DESC LIMIT ?
 
 # What a turn's prompt could show: later turns may have joined the queue behind it.
 TURN_IN_SESSION = """
-SELECT t.status, t.model, t.created_at, s.weight, s.message_count
+SELECT t.status, t.model, t.created_at, s.weight, s.message_count - s.hidden_count
 FROM turns t JOIN sessions s ON s.id = t.session_id
 WHERE t.session_id = ? AND t.number = ?
 """
 QUEUED_BEHIND = """
-SELECT COALESCE(SUM(weight), 0), COUNT(*) FROM items
-WHERE session_id = ? AND turn > ? AND in_prompt = 1
+SELECT COALESCE(SUM(weight), 0), COUNT(CASE WHEN kind IN ('user', 'assistant') THEN 1 END)
+FROM items WHERE session_id = ? AND turn > ? AND in_prompt = 1
 """
 
 _FIRST_PAGE = 32
@@ -254,10 +254,13 @@ VALUES (?, ?, (SELECT COALESCE(MAX(position) + 1, 0) FROM items WHERE session_id
 DROP_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ? AND turn = ?"
 
 TURN_WEIGHT = """
-SELECT COALESCE(SUM(weight), 0) FROM items WHERE session_id = ? AND turn = ? AND in_prompt = 1
+SELECT COALESCE(SUM(weight), 0), COUNT(CASE WHEN kind IN ('user', 'assistant') THEN 1 END)
+FROM items WHERE session_id = ? AND turn = ? AND in_prompt = 1
 """
 HIDE_FROM_PROMPTS = "UPDATE items SET in_prompt = 0 WHERE session_id = ? AND turn = ?"
-LIGHTEN_SESSION = "UPDATE sessions SET weight = weight - ? WHERE id = ?"
+LIGHTEN_SESSION = """
+UPDATE sessions SET weight = weight - ?, hidden_count = hidden_count + ? WHERE id = ?
+"""
 
 NEXT_QUEUED = """
 SELECT number, model, created_at FROM turns
@@ -320,7 +323,7 @@ def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
     shown = _stays_in_prompts(ending)
     if not shown:
         rows = yield TURN_WEIGHT, place
-        yield LIGHTEN_SESSION, (int(rows[0][0]), ref.session_id)
+        yield LIGHTEN_SESSION, (int(rows[0][0]), rows[0][1], ref.session_id)
         yield HIDE_FROM_PROMPTS, place
     if ending.text:
         weight = item_weight(Message("assistant", ending.text))
@@ -419,7 +422,8 @@ def ping() -> Transaction[None]:
 # --- Clearing ----------------------------------------------------------------------------------
 
 CLEAR_BY_ID = """
-UPDATE sessions SET running = NULL, message_count = 0, weight = 0, updated_at = ?
+UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
+    updated_at = ?
 WHERE owner = ? AND id = ? RETURNING id
 """
 CLEAR_BY_ALIAS = CLEAR_BY_ID.replace("AND id = ?", "AND alias = ?")

@@ -8,9 +8,9 @@ from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
 from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
-from turnkeeper.web.streaming import Headers, send_answer, send_stream
+from turnkeeper.web.streaming import EVENT_STREAM, Headers, send_answer, send_stream
 
-EXPOSED = b"Idempotent-Replayed, Retry-After, Session-Id, Turn-Id, X-Request-Id"
+EXPOSED = b"Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
@@ -93,5 +93,5 @@ class Request:
             if self.method != "HEAD":
                 await send_stream(self._send, self._receive, outcome, self._extra)
                 return
-            outcome = Answer(200, b"")
+            outcome = Answer(200, b"", content_type=EVENT_STREAM)
         await send_answer(self._send, outcome, self._extra, body=self.method != "HEAD")

@@ -11,8 +11,9 @@ Headers = list[tuple[bytes, bytes]]
 
 KEEP_ALIVE_SECONDS = 15.0
 
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
 STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", EVENT_STREAM),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),  # else a proxy may hand on the whole reply at once
 )

@@ -9,6 +9,7 @@ CREATE TABLE sessions (
     turns BIGINT NOT NULL,          -- the number of the newest turn; numbers are never used again
     running BIGINT,                 -- the number of the running turn: the session's one slot
     message_count BIGINT NOT NULL,
+    hidden_count BIGINT NOT NULL,   -- of those messages, how many no prompt may show
     weight BIGINT NOT NULL,         -- of all items that a prompt could show
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL
