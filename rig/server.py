@@ -45,7 +45,9 @@ class Server:
             self.log.append(line)
             if line.startswith("Turnkeeper is listening on "):
                 self.url = line.split()[4]
-                self._reading = threading.Thread(target=self._read_on, args=[self._process.stdout])
+                self._reading = threading.Thread(
+                    target=self._read_on, args=[self._process.stdout], daemon=True
+                )
                 self._reading.start()
                 return self
         self._process.stdout.close()

@@ -62,6 +62,21 @@ def test_an_empty_variable_is_none(tmp_path: Path) -> None:
         ("openai_base_url", "ftp://x"),
         ("context_window", "10"),
         ("attempts", "0"),
+        ("port", "٣"),
+        ("port", "1_0"),
+        ("host", ""),
+        ("model", " "),
+        ("system_message", "\udcff"),
+        ("database", "sqlite:///"),
+        ("database", "sqlite:////"),
+        ("database", "sqlite:///:memory:"),
+        ("database", "sqlite:///a\0b"),
+        ("openai_base_url", "http://a b/v1"),
+        ("openai_base_url", "http://a/v1?x=1"),
+        ("connect_timeout", "0"),
+        ("cors", "javascript:"),
+        ("cors", "http://a/"),
+        ("hosts", "a b"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_it_must_be(tmp_path: Path, name: str, value: str) -> None:
@@ -79,7 +94,14 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["hosts = [1]", "port = [5000]", "model = {name = 1}", "grace = 2026-01-01"]
+    "text",
+    [
+        "hosts = [1]",
+        "port = [5000]",
+        "model = {name = 1}",
+        "grace = 2026-01-01",
+        "system_message = true",
+    ],
 )
 def test_a_value_of_a_wrong_kind_in_a_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.toml").write_text(text)
@@ -105,9 +127,13 @@ async def test_a_system_message_that_fills_the_window_is_refused(tmp_path: Path)
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
-    config = read(tmp_path, GROQ_API_KEY="s3cret", OPENAI_API_KEY="s3cret")
+    database = "postgresql://me:s3cret@host/db"
+    config = read(tmp_path, {"database": database}, GROQ_API_KEY="s3cret", OPENAI_API_KEY="s3cret")
     assert "s3cret" not in repr(config)
     assert "s3cret" not in str(config)
+    with pytest.raises(ConfigError) as wrong:
+        read(tmp_path, {"database": "mysql://me:s3cret@host"}, OPENAI_BASE_URL="ftp://s3cret@x")
+    assert "s3cret" not in wrong.value.sentence
 
 
 @pytest.mark.parametrize(

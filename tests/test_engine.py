@@ -488,6 +488,30 @@ def _hello() -> Any:
     return Message("user", "hello")
 
 
+async def test_a_reply_without_end_is_broken_off(tmp_path: Path, model_server: ModelServer) -> None:
+    model_server.script = lambda _: Plan(deltas=("x" * 400,) * 10, at={10: Hang()})
+    async with running(tmp_path, model_server, reply_limit="1000") as engine:
+        reply = await engine.take_turn("ann", "s", "x")
+        turn = (await reply.wait()).turn
+        await model_server.wait_for_disconnects(1)
+    assert turn.status is TurnStatus.FAILED
+    assert turn.failure is not None
+    assert "longer than 1000 characters" in turn.failure.sentence
+
+
+async def test_a_follower_far_behind_is_told_in_pieces(
+    engine: Engine, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=("x" * 200_000,))
+    reply = await engine.take_turn("ann", None, "x")
+    await reply.completed()
+    events = await heard(reply)
+    sizes = [len(event.text) for event in events if isinstance(event, Grew)]
+    assert sum(sizes) == 200_000
+    assert max(sizes) <= 65_536
+    assert isinstance(events[-1], Ended)
+
+
 # --- When the store fails ------------------------------------------------------------------------
 
 
@@ -511,3 +535,45 @@ async def test_a_reply_that_cannot_be_stored_yet_is_not_lost_and_not_announced(
     assert await reply.completed() == "long " * 20_000
     assert (await too_late).status is TurnStatus.COMPLETED
     assert (await engine._store.get_turn("ann", reply.turn.ref)).text == reply.text
+
+
+async def test_checkpoints_leave_no_gap_where_one_could_not_be_kept(
+    tmp_path: Path, engine: Engine, model_server: ModelServer
+) -> None:
+    """A checkpoint that fails is part of the next."""
+    gates = [asyncio.Event() for _ in range(2)]
+    model_server.script = lambda _: Plan(
+        deltas=("one ", "two ", "three "), at={1: Wait(gates[0]), 2: Wait(gates[1]), 3: Hang()}
+    )
+    reply = await engine.take_turn("ann", "s", "x")
+    life = engine._lives[reply.turn.ref]
+    for words, gate, disk_is_full in (("one ", gates[0], False), ("two ", gates[1], True)):
+        await until(lambda words=words: reply.text.endswith(words))  # type: ignore[misc]
+        if disk_is_full:
+            engine._store._driver._writer.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
+        engine._tick()
+        await until(lambda: not life.checkpointing)
+        gate.set()
+    engine._store._driver._writer.execute("PRAGMA query_only = OFF")  # type: ignore[attr-defined]
+    await until(lambda: reply.text.endswith("three "))
+    engine._tick()
+    await until(lambda: not life.checkpointing)
+    assert (await engine._store.get_turn("ann", reply.turn.ref)).text == "one two three "
+    await engine.cancel_turn("ann", reply.turn.ref)
+
+
+async def test_an_ending_that_cannot_be_stored_is_told_to_no_one(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    """The server stops and the database is gone: the next start says how the turn ended."""
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
+    async with running(tmp_path, model_server) as engine:
+        reply = await engine.take_turn("ann", "s", "x")
+        await until(lambda: reply.length > 0)
+        engine._store._driver._writer.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
+        hearing = asyncio.ensure_future(heard(reply))
+        await engine.drain(0)
+        assert not any(isinstance(event, Ended) for event in await hearing)
+    async with running(tmp_path, model_server) as engine:
+        stored = await engine.follow_turn("ann", reply.turn.ref)
+        assert stored.turn.status is TurnStatus.INTERRUPTED

@@ -134,6 +134,33 @@ async def test_another_program_that_writes_is_waited_for_off_the_loop(
     assert await writing == "later"
 
 
+async def test_a_database_that_stays_taken_is_waited_for_once(
+    driver: SqliteDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnkeeper.stores.sqlite._BUSY_MS", 300)
+    other = sqlite3.connect(tmp_path / "t.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    writing = [driver.write(lambda: write("x")) for _ in range(20)]
+    outcomes = await asyncio.gather(*writing, return_exceptions=True)
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+    assert loop.time() - before < 3  # not 20 times 0.3 s
+    other.execute("COMMIT")
+    other.close()
+    assert await driver.write(lambda: write("y")) == "y"
+
+
+async def test_a_file_that_was_deleted_is_not_made_anew(
+    driver: SqliteDriver, store: SqlStore, tmp_path: Path
+) -> None:
+    await store.begin_turn(a_turn("x"))
+    (tmp_path / "t.db").unlink()
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    assert not (tmp_path / "t.db").exists()
+
+
 async def test_closing_waits_for_what_was_begun(tmp_path: Path) -> None:
     driver = open_sqlite(tmp_path / "t.db")
     writing = [asyncio.ensure_future(driver.write(lambda: write("x"))) for _ in range(100)]

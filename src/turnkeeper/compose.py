@@ -17,7 +17,7 @@ from turnkeeper.config import LOOPBACK, Config
 from turnkeeper.contracts import Provider, Store
 from turnkeeper.domain import Model, make_session_id
 from turnkeeper.engine import Engine, Policy
-from turnkeeper.errors import ConfigError
+from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.prompt import capacity
 from turnkeeper.providers import catalog
 from turnkeeper.providers.eliza import Eliza
@@ -67,7 +67,7 @@ async def open_engine(config: Config) -> AsyncIterator[Engine]:
     _check_room(provider.models, policy.system_message)
     store = await open_store(config.database)
     try:
-        settled = await store.settle_abandoned(_now())
+        settled = await _settle(store)
         if settled:
             log.warning("%d turns that a crash had left were settled as interrupted", settled)
         engine = Engine(store, [provider], policy, now=_now, new_id=_new_id)
@@ -78,6 +78,13 @@ async def open_engine(config: Config) -> AsyncIterator[Engine]:
     finally:
         await store.close()
         await provider.close()
+
+
+async def _settle(store: Store) -> int:
+    try:
+        return await store.settle_abandoned(_now())
+    except StoreUnavailable as error:
+        raise ConfigError(f"The database cannot be written: {error.__cause__ or error}") from error
 
 
 async def open_store(url: str) -> Store:
@@ -134,6 +141,7 @@ def _policy(config: Config) -> Policy:
     return Policy(
         system_message=config.system_message,
         message_limit=config.message_limit,
+        reply_limit=config.reply_limit,
         queue_limit=config.queue_limit,
         attempts=config.attempts,
     )
@@ -166,9 +174,11 @@ def _new_id() -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"The address {host} is not known here: {error.strerror}") from error
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"The address {host} is not known here: {error}") from error
+    # `localhost` is two addresses: the one that people type
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -201,7 +211,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=65,  # longer than the usual proxy keeps its own end
-                timeout_graceful_shutdown=5,
+                timeout_graceful_shutdown=2,
                 backlog=2048,
             )
         )
@@ -237,9 +247,13 @@ class _Server(uvicorn.Server):
         """Answer requests while turns finish; then end what is left, streams with an event."""
         drained = asyncio.ensure_future(self._engine.drain(self._grace))
         hurried = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
-        if not drained.done():
-            drained.cancel()
-            await self._engine.drain(0)
-        self.should_exit = True
+        try:
+            await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
+            if not drained.done():
+                drained.cancel()
+                await self._engine.drain(0)
+        finally:
+            # From here on clients are cut off on purpose, which uvicorn would log as errors.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            self.should_exit = True

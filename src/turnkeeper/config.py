@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ class Setting(msgspec.Struct, frozen=True):
         names: environment variables that hold it, the first found wins;
             `TURNKEEPER_<NAME>` always comes before them.
         read: from its text to its value; raises ValueError with what it must be.
-        secret: never shown, not on the command line.
+            secret: a key: never shown, not on the command line.
+        private: may hold a password: its value is not repeated in messages.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Setting(msgspec.Struct, frozen=True):
     help: str
     names: tuple[str, ...] = ()
     secret: bool = False
+    private: bool = False
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -39,13 +42,17 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if re.search("[\0\ud800-\udfff]", text):
+        raise ValueError("must be text in UTF-8")
     return text
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         try:
-            number = int(text)
+            number = int(text) if text.isascii() and "_" not in text else least - 1
         except ValueError:
             number = least - 1
         if not least <= number <= most:
@@ -65,8 +72,28 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _timeout(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise ValueError("must be more than 0 seconds")
+    return seconds
+
+
+def _list_of(shape: str, what: str) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not all(re.fullmatch(shape, part) for part in parts):
+            raise ValueError(f"must be {what}, with commas between")
+        return parts
+
+    return read
+
+
+_ORIGINS = _list_of(
+    r"\*|https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?",
+    "* or origins like https://app.example.org",
+)
+_HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a port")
 
 
 def _auth(text: str) -> str:
@@ -78,14 +105,17 @@ def _auth(text: str) -> str:
 
 
 def _database(text: str) -> str:
-    if not text.startswith(("sqlite:///", "postgresql://", "postgres://")):
-        raise ValueError("must be sqlite:///FILE or postgresql://…")
-    return text
+    path = text.removeprefix("sqlite:///")
+    if path != text and path.strip("/") and path != ":memory:" and "\0" not in path:
+        return text
+    if text.startswith(("postgresql://", "postgres://")):
+        return text
+    raise ValueError("must be sqlite:///FILE or postgresql://…")
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
+    if not re.fullmatch(r"https?://[^\s?#]+", text):
+        raise ValueError("must be an http:// or https:// address without ? and #")
     return text.rstrip("/")
 
 
@@ -110,6 +140,7 @@ SETTINGS: tuple[Setting, ...] = (
         _database,
         "Where sessions are kept: `sqlite:///FILE` or `postgresql://…`.",
         names=("DATABASE_URL",),
+        private=True,
     ),
     Setting(
         "auth",
@@ -121,14 +152,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "cors",
         (),
-        _list,
+        _ORIGINS,
         "Origins of web pages that may use the server, separated by commas; `*` for any."
         " Default: any port of localhost.",
     ),
     Setting(
         "hosts",
         (),
-        _list,
+        _HOSTS,
         "Names that requests may call this server, beside those of loopback and `host`.",
     ),
     Setting(
@@ -153,6 +184,7 @@ SETTINGS: tuple[Setting, ...] = (
         _url,
         "Any OpenAI-compatible endpoint, as `http://localhost:11434/v1`; then say `model` too.",
         names=("OPENAI_BASE_URL",),
+        private=True,
     ),
     Setting(
         "system_message",
@@ -168,6 +200,12 @@ SETTINGS: tuple[Setting, ...] = (
         " Default: what is known of the model, else 32768.",
     ),
     Setting("message_limit", 100_000, _whole(1, 100_000_000), "Characters of one message."),
+    Setting(
+        "reply_limit",
+        1_000_000,
+        _whole(1, 100_000_000),
+        "Characters of one reply; a longer one is broken off, and its turn fails.",
+    ),
     Setting("body_limit", 4_194_304, _whole(1024, 1_073_741_824), "Bytes of one request's body."),
     Setting(
         "queue_limit",
@@ -178,10 +216,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "attempts", 3, _whole(1, 20), "Calls to the model for one reply, before its first word."
     ),
-    Setting("connect_timeout", 10.0, _seconds, "Seconds for connecting to the model's server."),
-    Setting("first_byte_timeout", 60.0, _seconds, "Seconds for the model to begin its reply."),
-    Setting("between_timeout", 60.0, _seconds, "Seconds of silence within a reply."),
-    Setting("total_timeout", 600.0, _seconds, "Seconds for one reply in all."),
+    Setting("connect_timeout", 10.0, _timeout, "Seconds for connecting to the model's server."),
+    Setting("first_byte_timeout", 60.0, _timeout, "Seconds for the model to begin its reply."),
+    Setting("between_timeout", 60.0, _timeout, "Seconds of silence within a reply."),
+    Setting("total_timeout", 600.0, _timeout, "Seconds for one reply in all."),
     Setting(
         "grace",
         10.0,
@@ -207,6 +245,7 @@ class Config(msgspec.Struct, frozen=True):
     system_message: str
     context_window: int | None
     message_limit: int
+    reply_limit: int
     body_limit: int
     queue_limit: int
     attempts: int
@@ -217,7 +256,7 @@ class Config(msgspec.Struct, frozen=True):
     grace: float
 
     def __repr__(self) -> str:
-        shown = {s.name: getattr(self, s.name) for s in SETTINGS if not s.secret}
+        shown = {s.name: getattr(self, s.name) for s in SETTINGS if not (s.secret or s.private)}
         return f"Config({shown})"
 
 
@@ -267,7 +306,7 @@ def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, str]:
         return {}
     try:
         toml = tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(f"config {path} cannot be read: {error}")
         return {}
     settings = {setting.name: setting for setting in SETTINGS}
@@ -277,7 +316,7 @@ def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, str]:
             problems.append(f"config {path} has an unknown setting {name}")
         elif isinstance(settings[name].default, tuple) and _is_list_of_texts(value):
             texts[name] = ",".join(value)
-        elif isinstance(value, str | int | float):
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
             texts[name] = str(value)
         else:
             problems.append(f"{name} in {path} must be a plain value")
@@ -303,7 +342,7 @@ def _value(
     try:
         return setting.read(text)
     except ValueError as error:
-        shown = "" if setting.secret else f", not {text!r}"
+        shown = "" if setting.secret or setting.private else f", not {text!r}"
         problems.append(f"{source} {error}{shown}")
         return setting.default
 

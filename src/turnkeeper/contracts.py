@@ -71,6 +71,13 @@ class BegunTurn(msgspec.Struct, frozen=True):
     history: History
 
 
+class EndedTurn(msgspec.Struct, frozen=True):
+    """What `end_turn` did: whether the turn was ended by it, and which turn runs now instead."""
+
+    stored: bool
+    promoted: Turn | None = None
+
+
 class StoredReply(msgspec.Struct, frozen=True):
     """A turn as the store has it, with the text of its reply as far as that was stored."""
 
@@ -98,22 +105,20 @@ class Store(Protocol):
         """
         ...
 
-    async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> Turn | None:
+    async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> EndedTurn:
         """End a running or queued turn as `ending` says; the next one queued takes its place.
 
         Stores the reply. Unless the turn is completed, or ended with text other than by
         failing, its items appear in no later prompt. Does nothing to a turn that is over or
         gone: a terminal state never changes.
-
-        Returns:
-            The turn that runs now in this session, promoted from `queued`, or None.
         """
         ...
 
     async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
         """Keep the newest words of a running turn, so that a crash loses only what follows.
 
-        `position` counts a turn's checkpoints from 0; together they are its reply so far.
+        `position` counts a turn's checkpoints from 0; together they are its reply so far. The
+        same position again replaces what was kept there.
         `end_turn` removes them, `settle_abandoned` makes them the reply. Does nothing to a turn
         that is not running.
         """

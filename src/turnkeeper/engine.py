@@ -66,6 +66,7 @@ class Policy(msgspec.Struct, frozen=True):
     Attributes:
         system_message: what every prompt begins with; empty for nothing.
         message_limit: characters of one message.
+        reply_limit: characters of one reply; a longer one is broken off and fails.
         queue_limit: turns that may wait in one session.
         attempts: calls to the provider for one turn, as long as no word has come.
         retry_delay: seconds before the second call, doubling; a provider's Retry-After goes
@@ -74,6 +75,7 @@ class Policy(msgspec.Struct, frozen=True):
 
     system_message: str = "You are a helpful AI assistant."
     message_limit: int = 100_000
+    reply_limit: int = 1_000_000
     queue_limit: int = 32
     attempts: int = 3
     retry_delay: float = 0.5
@@ -248,7 +250,7 @@ class Engine:
             ending = await self._play(life, stored)
         finally:
             life.settled = True
-        if life.checkpoints:
+        if life.checkpointed:
             ending = msgspec.structs.replace(ending, checkpointed=True)
         await self._end(life, ending)
 
@@ -322,11 +324,20 @@ class Engine:
                     match event:
                         case TextDelta(text=text):
                             reply.append(text)
+                            self._check_length(reply)
                         case UsageReport(usage=reported):
                             usage = reported
                         case _:
                             assert_never(event)
         return usage
+
+    def _check_length(self, reply: Reply) -> None:
+        """A model that never stops must not fill memory and disk."""
+        limit = self._policy.reply_limit
+        if reply.length > limit:
+            raise ProviderError(
+                "provider_malformed", f"the reply is longer than {limit} characters"
+            )
 
     # --- Checkpoints ---------------------------------------------------------------------------
 
@@ -339,47 +350,54 @@ class Engine:
         """Keep what replies have grown by since the last time, all in one commit or few."""
         self._ticking = False
         for life in self._lives.values():
-            if life.reply.length > life.kept and not life.settled:
-                text, position = life.reply.since(life.kept), life.checkpoints
-                life.kept = life.reply.length
-                life.checkpoints += 1
-                self._spawn(self._checkpoint(life.reply.turn.ref, position, text))
+            if life.reply.length > life.kept and not (life.settled or life.checkpointing):
+                life.checkpointing = life.checkpointed = True
+                self._spawn(self._checkpoint(life))
         if self._lives:
             self._keep_ticking()
 
-    async def _checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+    async def _checkpoint(self, life: "_Life") -> None:
+        """What cannot be kept now is part of the next one: checkpoints have no gaps."""
+        ref, length, text = life.reply.turn.ref, life.reply.length, life.reply.since(life.kept)
         try:
-            await self._store.checkpoint(ref, position, text)
+            await self._store.checkpoint(ref, life.checkpoints, text)
+            life.kept = length
+            life.checkpoints += 1
         except StoreUnavailable:
             log.warning("A checkpoint of turn %s was not kept", ref.id)
+        finally:
+            life.checkpointing = False
 
     # --- The end of a turn ---------------------------------------------------------------------
 
     async def _end(self, life: "_Life", ending: Ending) -> None:
         """Store the ending, then tell everyone. Cannot be skipped, and is tried until it holds.
 
-        No one cancels this: `_stop` leaves a settled life alone.
+        No one cancels this: `_stop` leaves a settled life alone. A server that stops gives up:
+        then no one is told an end, and the next start settles the turn from its checkpoints.
         """
         reply, pause = life.reply, 0.05
         while True:
             now = self._now()
             try:
-                promoted = await self._store.end_turn(reply.turn.ref, ending, now)
+                ended = await self._store.end_turn(reply.turn.ref, ending, now)
                 break
             except StoreUnavailable:
                 pass
             except Exception:
                 log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
-                failure = Failure("internal_error", "The server failed to store this reply")
-                ending = Ending(TurnStatus.FAILED, "", None, failure)
-            if self.stopping:  # the next start settles it, from its checkpoints
-                ending, promoted = Ending(TurnStatus.INTERRUPTED, reply.text), None
-                break
+                ending = _plainer(ending)
+            if self.stopping:
+                self._lives.pop(reply.turn.ref, None)
+                reply.lose()
+                return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
         self._lives.pop(reply.turn.ref, None)
-        if promoted is not None:
-            self._give_place(promoted.ref)
+        if ended.promoted is not None:
+            self._give_place(ended.promoted.ref)
+        if not ended.stored:  # it was cleared meanwhile
+            ending = Ending(TurnStatus.CANCELLED, reply.text)
         reply.end(_ended(reply.turn, ending, now))
 
     def _give_place(self, ref: TurnRef) -> None:
@@ -409,7 +427,17 @@ class _Offer(msgspec.Struct, frozen=True):
 class _Life:
     """A turn between `begin_turn` and `end_turn`, as its coroutine and `_stop` see it."""
 
-    __slots__ = ("checkpoints", "kept", "place", "reply", "settled", "stopped_as", "task")
+    __slots__ = (
+        "checkpointed",
+        "checkpointing",
+        "checkpoints",
+        "kept",
+        "place",
+        "reply",
+        "settled",
+        "stopped_as",
+        "task",
+    )
 
     def __init__(self, reply: Reply) -> None:
         task = asyncio.current_task()
@@ -419,8 +447,10 @@ class _Life:
         self.place: asyncio.Future[None] | None = None  # while it waits in the queue
         self.stopped_as: TurnStatus | None = None
         self.settled = False
-        self.checkpoints = 0
-        self.kept = 0  # characters of the reply that checkpoints hold
+        self.checkpoints = 0  # how many hold the first `kept` characters of the reply
+        self.kept = 0
+        self.checkpointing = False
+        self.checkpointed = False  # at least one was tried
 
 
 def choose_session(text: str) -> SessionChoice:
@@ -443,6 +473,14 @@ def _as_ended(turn: Turn) -> Turn:
     if turn.status.terminal:
         return turn
     return msgspec.structs.replace(turn, status=TurnStatus.INTERRUPTED)
+
+
+def _plainer(ending: Ending) -> Ending:
+    """The ending without what may have been too odd to store, the text last of all."""
+    if ending.usage is not None or ending.context is not None:
+        return msgspec.structs.replace(ending, usage=None, context=None)
+    failure = Failure("internal_error", "The server failed to store this reply")
+    return Ending(TurnStatus.FAILED, "", None, failure, None, ending.checkpointed)
 
 
 def _ended(turn: Turn, ending: Ending, now: int) -> Turn:

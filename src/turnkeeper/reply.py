@@ -6,9 +6,13 @@ follower costs no memory and slows nobody, and any number may come and go.
 
 import asyncio
 
+import msgspec
+
 from turnkeeper.domain import Failure, Turn, TurnStatus
 from turnkeeper.errors import TurnEnded
 from turnkeeper.events import Ended, Grew, ReplyEvent, Started
+
+_PIECE = 65_536  # characters told in one event
 
 _ENDED_EARLY = {
     TurnStatus.CANCELLED: Failure("turn_cancelled", "The turn was cancelled"),
@@ -26,6 +30,7 @@ class Reply:
         self.turn = turn
         self.length = 0  # in characters (code points)
         self.ended: Ended | None = None
+        self.lost = False
         self._chunks: list[str] = []
         self._followers: list[Follower] = []
         self._waiting: list[asyncio.Future[Ended]] = []
@@ -63,6 +68,11 @@ class Reply:
         for future in self._waiting:
             if not future.done():
                 future.set_result(self.ended)
+
+    def lose(self) -> None:
+        """Its end could not be stored: whoever follows is cut off, and may ask again later."""
+        self.lost = True
+        self.end(msgspec.structs.replace(self.turn, status=TurnStatus.INTERRUPTED))
 
     def _tell(self) -> None:
         for follower in self._followers:
@@ -159,12 +169,17 @@ class Follower:
             self._wants_start = False
             events.append(Started(reply.turn))
         if reply.length > self._position:
-            events.append(Grew(reply.since(self._position), reply.length))
-            self._position = reply.length
-        if reply.ended is not None:
+            events.append(self._growth())
+        if reply.ended is not None and self._position >= reply.length:
             self.finished = True
-            events.append(self._ending(reply.ended))
+            events += [] if reply.lost else [self._ending(reply.ended)]
         return events
+
+    def _growth(self) -> Grew:
+        """The next words, not more than `_PIECE` of them: someone may be far behind."""
+        text = self.reply.since(self._position)[:_PIECE]
+        self._position += len(text)
+        return Grew(text, self._position)
 
     def _ending(self, ended: Ended) -> Ended:
         """A follower from beyond the end had seen words that a crash has lost: start over."""

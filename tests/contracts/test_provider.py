@@ -288,6 +288,13 @@ WHOLE = {
     "an empty choice and empty data": Plan(chunks=(b'{"choices":[]}', b"", b"{}")),
     "another choice": Plan(chunks=(b'{"choices":[{"index":1,"delta":{"content":"x"}}]}',)),
     "everything null": Plan(chunks=(b'{"choices":null,"usage":null,"error":null}',)),
+    "usage of no numbers": Plan(
+        chunks=(b'{"usage":{"prompt_tokens":"5","completion_tokens":5.5}}',)
+    ),
+    "a list of parts": Plan(
+        deltas=("Hello ",),
+        chunks=(b'{"choices":[{"delta":{"content":[{"type":"text","text":"there"}]}}]}',),
+    ),
     "a choice of nulls": Plan(chunks=(b'{"choices":[{"delta":null,"finish_reason":null}]}',)),
     "status with other headers": Plan(headers={"x-request-id": "r", "set-cookie": "a=b"}),
     "connection closed after it": Plan(headers={"connection": "close"}),
@@ -307,6 +314,13 @@ async def test_takes_a_reply_cut_anywhere(model, provider):
     model.script = lambda call: Plan(deltas=("Hé ", "😀"), split=(call.number % length,))
     for _ in range(length):
         assert await text_of(provider) == "Hé 😀"
+
+
+@pytest.mark.parametrize("count", ["9223372036854775808", "-1", "5.5", '"5"', "[5]", "{}"], ids=str)
+async def test_a_count_that_is_none_is_no_report(model, provider, count):
+    chunk = b'{"usage":{"prompt_tokens":%b,"completion_tokens":1}}' % count.encode()
+    model.script = lambda _: Plan(usage="none", chunks=(chunk,))
+    assert await usage_of(provider) == []
 
 
 @pytest.mark.parametrize(
@@ -498,6 +512,8 @@ NOW = 1_800_000_000.0
         ({"retry-after-ms": "soon", "Retry-After": "9"}, 9),
         ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30),
         ({"Retry-After": formatdate(NOW - 30, usegmt=True)}, 0),
+        ({"Retry-After": "999999999"}, 86_400),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400),
         ({"Retry-After": "-1"}, None),
         ({"Retry-After": "nan"}, None),
         ({"Retry-After": "inf"}, None),

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from turnkeeper.compose import open_store
-from turnkeeper.contracts import ByAlias, ById, NewTurn, Store
+from turnkeeper.contracts import ByAlias, ById, EndedTurn, NewTurn, Store
 from turnkeeper.domain import (
     Context,
     Ending,
@@ -112,7 +112,7 @@ async def test_a_turn_is_kept_whole(store: Store) -> None:
     ending = Ending(
         TurnStatus.COMPLETED, "hi there", Usage(5, 2, estimated=True), None, Context(1, 0, 9)
     )
-    assert await store.end_turn(begun.turn.ref, ending, NOW + 5) is None
+    assert await store.end_turn(begun.turn.ref, ending, NOW + 5) == EndedTurn(True)
     stored = await store.get_turn("ann", begun.turn.ref)
     assert stored.text == "hi there"
     assert stored.turn.status is TurnStatus.COMPLETED
@@ -169,7 +169,7 @@ async def test_a_megabyte_of_text_comes_back_exactly(store: Store) -> None:
 async def test_a_terminal_state_never_changes(store: Store) -> None:
     ref = await say(store, "q", "first", ByAlias("x"))
     for status in (TurnStatus.FAILED, TurnStatus.CANCELLED, TurnStatus.COMPLETED):
-        assert await store.end_turn(ref, Ending(status, "second"), NOW + 9) is None
+        assert await store.end_turn(ref, Ending(status, "second"), NOW + 9) == EndedTurn(False)
     stored = await store.get_turn("ann", ref)
     assert (stored.turn.status, stored.text) == (TurnStatus.COMPLETED, "first")
 
@@ -226,7 +226,7 @@ async def test_turns_of_one_session_run_one_at_a_time_in_order(store: Store) -> 
         (await store.begin_turn(a_turn(text, session=session))).turn for text in "abc"
     ]
     assert [t.status.value for t in (first, second, third)] == ["running", "queued", "queued"]
-    promoted = await store.end_turn(first.ref, completed("A"), NOW)
+    promoted = (await store.end_turn(first.ref, completed("A"), NOW)).promoted
     assert promoted is not None
     assert (promoted.ref, promoted.status) == (second.ref, TurnStatus.RUNNING)
     history = (await store.get_history(second.ref, PLENTY)).history
@@ -237,7 +237,7 @@ async def test_turns_of_one_session_run_one_at_a_time_in_order(store: Store) -> 
     ]
     assert history.total_weight == sum(item_weight(kept.item) for kept in history.items)
     assert history.message_count == 3
-    promoted = await store.end_turn(second.ref, completed("B"), NOW)
+    promoted = (await store.end_turn(second.ref, completed("B"), NOW)).promoted
     assert promoted is not None
     assert promoted.ref == third.ref
 
@@ -247,9 +247,11 @@ async def test_a_queued_turn_that_ends_leaves_the_queue(store: Store) -> None:
     first, second, third = [
         (await store.begin_turn(a_turn(text, session=session))).turn for text in "abc"
     ]
-    assert await store.end_turn(second.ref, Ending(TurnStatus.CANCELLED, ""), NOW) is None
+    assert await store.end_turn(second.ref, Ending(TurnStatus.CANCELLED, ""), NOW) == EndedTurn(
+        True
+    )
     assert (await store.get_turn("ann", second.ref)).turn.status is TurnStatus.CANCELLED
-    promoted = await store.end_turn(first.ref, completed("A"), NOW)
+    promoted = (await store.end_turn(first.ref, completed("A"), NOW)).promoted
     assert promoted is not None
     assert promoted.ref == third.ref
 
@@ -262,6 +264,16 @@ async def test_the_queue_is_bounded_and_the_refused_turn_leaves_nothing(store: S
         await store.begin_turn(a_turn("d", session=session, queue_limit=2))
     listed = await store.list_sessions("ann")
     assert [s.message_count for s in listed] == [3]
+
+
+async def test_what_was_cancelled_in_the_queue_holds_no_place(store: Store) -> None:
+    session = ByAlias("busy")
+    await store.begin_turn(a_turn("a", session=session, queue_limit=1))
+    for _ in range(3):
+        queued = await store.begin_turn(a_turn("b", session=session, queue_limit=1))
+        with pytest.raises(QueueFull):
+            await store.begin_turn(a_turn("c", session=session, queue_limit=1))
+        await store.end_turn(queued.turn.ref, Ending(TurnStatus.CANCELLED, ""), NOW)
 
 
 async def test_fifty_at_once_get_fifty_places_in_order(store: Store) -> None:
@@ -283,7 +295,7 @@ async def test_ends_and_begins_that_race_never_leave_a_session_stuck(store: Stor
             store.end_turn(running[-1], completed("x"), NOW),
             store.begin_turn(a_turn(str(n), session=session)),
         )
-        assert begun.turn.status is TurnStatus.RUNNING or ended is not None
+        assert begun.turn.status is TurnStatus.RUNNING or ended.promoted is not None
         running.append(begun.turn.ref)
 
 
@@ -363,7 +375,7 @@ async def test_clearing_ends_what_runs_and_waits(store: Store) -> None:
     session = ByAlias("s")
     turns = [(await store.begin_turn(a_turn(t, session=session))).turn.ref for t in "ab"]
     assert list(await store.clear_session("ann", session, NOW)) == turns
-    assert await store.end_turn(turns[0], completed("late"), NOW) is None
+    assert await store.end_turn(turns[0], completed("late"), NOW) == EndedTurn(False)
     assert await store.list_sessions("ann") == []
     with pytest.raises(TurnNotFound):
         await store.get_history(turns[1], PLENTY)
@@ -384,8 +396,9 @@ async def test_what_a_crash_abandons_is_settled_with_its_words(store: Store) -> 
     running, waiting = [
         (await store.begin_turn(a_turn(text, session=session))).turn.ref for text in "ab"
     ]
-    for position, text in enumerate(["Once ", "upon ", "a time"]):
+    for position, text in enumerate(["Once ", "up", "a time"]):
         await store.checkpoint(running, position, text)
+    await store.checkpoint(running, 1, "upon ")
     assert (await store.get_turn("ann", running)).text == "Once upon a time"
     assert await store.settle_abandoned(NOW + 1) == 2
     kept = await store.get_turn("ann", running)

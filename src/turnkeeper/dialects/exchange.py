@@ -83,27 +83,23 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         NoData: it is empty: no bytes, `{}`, `[]` or `null`.
         InvalidRequest: it is not JSON, not an object, or a field has the wrong type.
     """
+    if not body.strip(b" \t\r\n{}"):
+        raise NoData("No data provided")
     try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look into fields that it skips
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        _refuse_empty(body)
+        if b"".join(body.split()) in (b"[]", b"null"):
+            raise NoData("No data provided") from error
         raise InvalidRequest(_explain(str(error))) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("The body is not valid JSON: it is not UTF-8") from error
     except msgspec.DecodeError as error:
-        if not body.strip():
-            raise NoData("No data provided") from error
         raise InvalidRequest(f"The body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply") from error
-    if len(body) < 40:  # `{}` with white space decodes: every field has a default
-        _refuse_empty(body)
     return decoded
-
-
-def _refuse_empty(body: bytes) -> None:
-    if b"".join(body.split()) in (b"{}", b"[]", b"null"):
-        raise NoData("No data provided")
 
 
 def _explain(problem: str) -> str:

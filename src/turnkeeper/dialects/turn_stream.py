@@ -5,6 +5,7 @@ that has the text can go on from any id; nothing about chunks is kept. The last 
 in `/end`.
 """
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, assert_never
@@ -14,6 +15,8 @@ from turnkeeper.domain import Failure, Turn
 from turnkeeper.errors import InvalidRequest, ProviderError
 from turnkeeper.events import Ended, Grew, ReplyEvent, Started
 from turnkeeper.reply import Reply
+
+_EVENT_ID = re.compile(r"([0-9]{1,15})(/end)?")
 
 
 def turn_stream(reply: Reply, after: int | None, session_id: str) -> EventStream:
@@ -27,14 +30,16 @@ def resumed_stream(reply: Reply, call: Call) -> Outcome:
     Raises:
         InvalidRequest: the id is not one of ours.
     """
-    after = call.header(b"last-event-id") or call.query.get("after", "")
-    characters, slash, end = after.partition("/")
-    if slash and end == "end":
-        return Answer(204, b"")  # an EventSource stops asking
-    if after and not (characters.isascii() and characters.isdigit() and len(characters) < 16):
-        raise InvalidRequest("The event id must be a number of characters")
     session_id = reply.turn.ref.session_id
-    return turn_stream(reply, int(characters) if after else None, session_id)
+    after = call.header(b"last-event-id") or call.query.get("after", "")
+    if not after:
+        return turn_stream(reply, None, session_id)
+    match = _EVENT_ID.fullmatch(after)
+    if match is None:
+        raise InvalidRequest("The event id must be a number of characters")
+    if match[2] and reply.ended is not None:
+        return Answer(204, b"")  # an EventSource stops asking
+    return turn_stream(reply, int(match[1]), session_id)
 
 
 def encode_for(session_id: str) -> Callable[[ReplyEvent], bytes]:

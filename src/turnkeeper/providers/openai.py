@@ -59,6 +59,8 @@ _KEEP_ALIVE = 30  # seconds an idle connection is kept; below what servers usual
 _GRACE = 1.0  # seconds an answer has after [DONE] to end, so that its connection can be used again
 _ERROR_BODY = 64 * 1024  # bytes that are read of an answer that is no reply
 _ERROR_WAIT = 5.0  # seconds for the same
+_MOST_TOKENS = 2**53  # a count from here on is none, and no database holds it
+_LONGEST_WAIT = 86_400.0  # seconds that a provider may ask us to wait
 _QUOTE = 200  # characters of another's error message that are passed on
 _LARGE_BODY = 1024 * 1024  # bytes from where aiohttp wants a file-like body, written in pieces
 
@@ -304,7 +306,7 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
+    content: Any = None  # text, as a rule
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -313,14 +315,9 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -387,7 +384,7 @@ class _IncomingReply:
     def feed(self, data: bytes) -> list[ProviderEvent]:
         """What these bytes say; a fault among them comes out of `check`, after what preceded it."""
         texts: list[str] = []
-        usage: _Usage | None = None
+        usage: Any = None
         for chunk in self._chunks(data):
             if chunk.choices:
                 self._take(chunk.choices, texts)
@@ -396,8 +393,9 @@ class _IncomingReply:
         if texts:
             self._has_text = True
             events.append(TextDelta(storable("".join(texts))))
-        if usage is not None:
-            events.append(_usage_report(usage))
+        report = _usage_report(usage) if usage is not None else None
+        if report is not None:
+            events.append(report)
         return events
 
     def lose(self, fault: ProviderError) -> None:
@@ -467,14 +465,35 @@ class _IncomingReply:
         for choice in choices:
             if choice.index != 0:  # one was asked for
                 continue
-            if choice.delta is not None and choice.delta.content:
-                texts.append(choice.delta.content)
+            if choice.delta is not None and (text := _text_of(choice.delta.content)):
+                texts.append(text)
             if choice.finish_reason is not None:
                 self._finished = True
 
 
-def _usage_report(usage: _Usage) -> UsageReport:
-    return UsageReport(Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0))
+def _usage_report(usage: Any) -> UsageReport | None:
+    """The provider's count, if it is one: what is no sensible number is no report."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is None or completion is None:
+        return None
+    return UsageReport(Usage(prompt, completion))
+
+
+def _count(number: Any) -> int | None:
+    if number is None:
+        return 0
+    return number if isinstance(number, int) and 0 <= number < _MOST_TOKENS else None
+
+
+def _text_of(content: Any) -> str:
+    """A delta's text; some send a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 class _Watch:
@@ -656,15 +675,14 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return min(milliseconds / 1000, _LONGEST_WAIT)
     text = headers.get("Retry-After", "")
     seconds = _number(text)
-    if seconds is not None:
-        return seconds
     try:
-        return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
+        seconds = parsedate_to_datetime(text).timestamp() - now if seconds is None else seconds
     except (ValueError, OverflowError):
         return None
+    return min(max(seconds, 0.0), _LONGEST_WAIT)
 
 
 def _number(text: str) -> float | None:

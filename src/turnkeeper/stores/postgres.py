@@ -29,6 +29,8 @@ _UNAVAILABLE = (
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,
     OSError,
     TimeoutError,
 )
@@ -46,9 +48,9 @@ class PostgresDriver:
         for attempt in itertools.count(1):
             try:
                 return await self._run(transaction, "read_committed", readonly=False)
-            except _CONFLICTS:
+            except _CONFLICTS as error:
                 if attempt == _ATTEMPTS:
-                    raise
+                    raise StoreUnavailable("The database is too busy just now") from error
         raise AssertionError
 
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
@@ -68,8 +70,8 @@ class PostgresDriver:
             raise StoreUnavailable("The database cannot be used just now") from error
 
     async def close(self) -> None:
-        await self._lock.close()
         await self._pool.close()
+        await self._lock.close()
 
 
 async def _drive(

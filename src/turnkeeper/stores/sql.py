@@ -14,6 +14,7 @@ import msgspec
 from turnkeeper.contracts import (
     BegunTurn,
     ById,
+    EndedTurn,
     NewTurn,
     SessionChoice,
     StoredReply,
@@ -70,7 +71,7 @@ class SqlStore:
     async def begin_turn(self, new: NewTurn) -> BegunTurn:
         return await self._driver.write(lambda: begin_turn(new))
 
-    async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> Turn | None:
+    async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> EndedTurn:
         return await self._driver.write(lambda: end_turn(ref, ending, now))
 
     async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
@@ -124,6 +125,8 @@ ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
 RETURNING id, turns, running, weight, message_count - hidden_count, model
 """
 
+COUNT_QUEUED = "SELECT COUNT(*) FROM turns WHERE session_id = ? AND status = 'queued'"
+
 INSERT_TURN = """
 INSERT INTO turns (session_id, number, status, model, created_at) VALUES (?, ?, ?, ?, ?)
 """
@@ -139,7 +142,7 @@ def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     row = yield from _take_number(new, sum(weights))
     session_id, number, running, total_weight, message_count, model = row
     if number - running > new.queue_limit:
-        raise QueueFull("Too many messages wait in this session already; try again in a moment")
+        yield from _check_queue(session_id, new.queue_limit)
     choice = new.choose(model)
     status = TurnStatus.RUNNING if running == number else TurnStatus.QUEUED
     yield INSERT_TURN, (session_id, number, status.value, choice.model, new.now)
@@ -150,6 +153,13 @@ def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     if status is TurnStatus.RUNNING:
         items = yield from _newest_items(turn.ref, choice.history_weight)
     return BegunTurn(turn, History(items, total_weight, message_count))
+
+
+def _check_queue(session_id: str, limit: int) -> Transaction[None]:
+    """Numbers alone say too much: some that waited may have been cancelled."""
+    rows = yield COUNT_QUEUED, (session_id,)
+    if rows[0][0] >= limit:
+        raise QueueFull("Too many messages wait in this session already; try again in a moment")
 
 
 def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
@@ -270,7 +280,7 @@ GIVE_SLOT = "UPDATE sessions SET running = ? WHERE id = ?"
 START_TURN = "UPDATE turns SET status = 'running' WHERE session_id = ? AND number = ?"
 
 
-def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[Turn | None]:
+def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
     shown = _stays_in_prompts(ending)
     messages, weight = 0, 0
     if shown and ending.text:
@@ -280,10 +290,10 @@ def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[Turn | None]
         return (yield from _end_waiting(ref, ending, now))
     yield from _close_turn(ref, ending, now)
     newest = rows[0][0]
-    return (yield from _start_next(ref)) if newest > ref.number else None
+    return EndedTurn(True, (yield from _start_next(ref)) if newest > ref.number else None)
 
 
-def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[Turn | None]:
+def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
     """End a turn that did not run when we looked, unless it is over."""
     yield LOCK_SESSION, (now, ref.session_id)
     rows = yield TURN_STATUS, (ref.session_id, ref.number)
@@ -292,7 +302,7 @@ def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[Turn | N
         return (yield from end_turn(ref, ending, now))
     if status == TurnStatus.QUEUED:
         yield from _close_turn(ref, ending, now)
-    return None
+    return EndedTurn(status == TurnStatus.QUEUED)
 
 
 def _stays_in_prompts(ending: Ending) -> bool:
@@ -347,6 +357,7 @@ def _start_next(ref: TurnRef) -> Transaction[Turn | None]:
 LOCK_RUNNING = "UPDATE sessions SET running = running WHERE id = ? AND running = ? RETURNING id"
 INSERT_CHECKPOINT = """
 INSERT INTO checkpoints (session_id, turn, position, text) VALUES (?, ?, ?, ?)
+ON CONFLICT (session_id, turn, position) DO UPDATE SET text = excluded.text
 """
 
 

@@ -16,8 +16,10 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
+from urllib.parse import quote
 
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
@@ -177,7 +179,8 @@ class SqliteDriver:
     def _run_alone(self, batch: list[_Job[Any]]) -> None:
         """In the thread: each in a transaction of its own, so that only the guilty fail.
 
-        Here, and not on the loop, is where another program's writing is waited for.
+        Here, and not on the loop, is where another program's writing is waited for, once for
+        the whole batch.
         """
         self._writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         for job in batch:
@@ -189,12 +192,15 @@ class SqliteDriver:
             except Exception as error:
                 self._roll_back()
                 job.error = error
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                    self._writer.execute("PRAGMA busy_timeout = 0")
         self._writer.execute("PRAGMA busy_timeout = 0")
         self._loop.call_soon_threadsafe(self._settle, batch)
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
-            self._writer.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # on a broken disk: then there is nothing to keep
+                self._writer.execute("ROLLBACK")
 
     def _settle(self, batch: list[_Job[Any]]) -> None:
         for job in batch:
@@ -213,7 +219,7 @@ class SqliteDriver:
     def _read(self, transaction: Callable[[], Transaction[T]]) -> T:
         connection = getattr(self._reader, "connection", None)
         if connection is None:
-            connection = self._reader.connection = _connect(self._path)
+            connection = self._reader.connection = _connect(self._path, "rw")
             connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             connection.execute("PRAGMA query_only = ON")
             self._open_readers.append(connection)
@@ -310,9 +316,14 @@ def _lock(path: Path) -> IO[str]:
     return lock
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
+    """A connection to the file; only with mode `rwc` is one made that is not there."""
     connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, cached_statements=256
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
     )
     connection.execute("PRAGMA synchronous = FULL")
     return connection

@@ -7,7 +7,6 @@ words its own errors. Every answer leaves through `Request.answer`, so none can 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from itertools import groupby
 
 import msgspec
 
@@ -53,9 +52,9 @@ class Web:
                 ("/health/live", self._own(self._get_live)),
                 ("/health/ready", self._own(self._get_ready)),
                 *(
-                    (path, self._endpoint(dialect, list(routes)))
+                    (path, self._endpoint(dialect, path))
                     for dialect in DIALECTS
-                    for path, routes in groupby(dialect.routes, key=lambda route: route.path)
+                    for path in dict.fromkeys(route.path for route in dialect.routes)
                 ),
             ]
         )
@@ -90,8 +89,9 @@ class Web:
 
     # --- What is served where ------------------------------------------------------------------
 
-    def _endpoint(self, dialect: Dialect, routes: list[Route]) -> Endpoint:
-        return Endpoint({route.method: self._act(route) for route in routes}, dialect.encode_error)
+    def _endpoint(self, dialect: Dialect, path: str) -> Endpoint:
+        acts = {route.method: self._act(route) for route in dialect.routes if route.path == path}
+        return Endpoint(acts, dialect.encode_error)
 
     def _act(self, route: Route) -> Act:
         engine, handler = self._engine, route.handler

@@ -23,7 +23,8 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._header_list: list[tuple[bytes, bytes]] = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(self._header_list)
         self._query: bytes = scope["query_string"]
         self._receive = receive
         self._send = send
@@ -37,6 +38,8 @@ class Request:
         Raises:
             HostRefused: the host it names, or the page it comes from, is not ours.
         """
+        if len(self.headers) < len(self._header_list):
+            self._refuse_doubles()
         host = self.headers.get(b"host", b"").decode("latin-1")
         if not origins.host_is_ours(host):
             raise HostRefused(f"This server is not called {host[:100] or 'nothing'}")
@@ -52,6 +55,11 @@ class Request:
         self._extra.append((b"access-control-expose-headers", EXPOSED))
         asks_first = b"access-control-request-method" in self.headers
         return self._preflight() if asks_first and self.method == "OPTIONS" else None
+
+    def _refuse_doubles(self) -> None:
+        names = [name for name, _ in self._header_list]
+        if names.count(b"host") > 1 or names.count(b"origin") > 1:
+            raise HostRefused("A request has one Host and one Origin")
 
     def _preflight(self) -> Answer:
         wanted = self.headers.get(b"access-control-request-headers", b"")
