@@ -306,9 +306,9 @@ def inspect_sqlite(path: Path) -> int | None:
     Raises:
         ConfigError: it is not ours, it is newer than this program, or it cannot be read.
     """
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ConfigError(f"The database {path} cannot be used: its folder cannot be written")
     if not path.exists():
-        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise ConfigError(f"The database {path} cannot be made: its folder cannot be written")
         return None
     if not os.access(path, os.R_OK | os.W_OK):
         raise ConfigError(f"The database {path} cannot be used: it cannot be written")
