@@ -145,6 +145,14 @@ class Call:
 Script = Callable[[Call], Plan]
 
 
+def model_list(*entries: str | Mapping[str, Any]) -> dict[str, Any]:
+    """What OpenAI answers to `GET /v1/models`; an entry is an id, or whatever a test wants."""
+    models = [
+        {"id": entry, "object": "model"} if isinstance(entry, str) else entry for entry in entries
+    ]
+    return {"object": "list", "data": models}
+
+
 def echo(call: Call) -> Plan:
     """Say what was said, word by word."""
     text = f"You said: {call.last_user_message}"
@@ -288,6 +296,9 @@ class ModelServer:
 
     Attributes:
         script: from a call to the plan of its answer; may be changed at any time.
+        listing: the plan of what `GET /v1/models` answers, of which `status`, `body`, `raw`,
+            `first_delay` and the step `BEFORE` count; may be changed at any time.
+        list_headers: of each call for it, in order of arrival.
         base_url: what a client takes as its base, `/v1` included.
         requests: the calls so far in order of arrival; stays empty without `record`.
         calls, open_calls: how many arrived, how many are being answered now.
@@ -297,6 +308,8 @@ class ModelServer:
 
     def __init__(self, script: Script = echo, *, port: int = 0, record: bool = True) -> None:
         self.script = script
+        self.listing = Plan(body=model_list("scripted"))
+        self.list_headers: list[dict[str, str]] = []
         self.base_url = ""
         self.requests: list[Call] = []
         self.calls = self.open_calls = self.disconnects = 0
@@ -370,6 +383,12 @@ class ModelServer:
         self._changed()
         return plan.streamed if call.body.get("stream") else plan.whole
 
+    def list_began(self, headers: dict[str, str]) -> tuple[Step, ...]:
+        self.open_calls += 1
+        self.list_headers.append(headers)
+        self._changed()
+        return self.listing.whole
+
     def call_ended(self, *, by_client: bool = False) -> None:
         self.open_calls -= 1
         self.disconnects += by_client
@@ -428,10 +447,13 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, line: str, headers: dict[str, str], body: bytes) -> None:
         route = line.rpartition(" ")[0]
-        if route != "POST /v1/chat/completions":
-            self._transport.write(_OTHER_ROUTES.get(route, _NOT_FOUND))
+        if route == "GET /v1/models":
+            steps = self._server.list_began(headers)
+        elif route == "POST /v1/chat/completions":
+            steps = self._server.call_began(headers, body)
+        else:
+            self._transport.write(_NOT_FOUND)
             return
-        steps = self._server.call_began(headers, body)
         sends = [step.data for step in steps if isinstance(step, Send)]
         if len(sends) == len(steps):  # no need of a task
             for data in sends:
@@ -473,11 +495,6 @@ def _json_answer(status: int, value: object) -> bytes:
     return _head(Plan(status=status), "application/json", len(body)) + body
 
 
-_OTHER_ROUTES = {
-    "GET /v1/models": _json_answer(
-        200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]}
-    ),
-}
 _NOT_HTTP = _json_answer(400, {"error": {"message": "this is an HTTP server"}})
 _NOT_FOUND = _json_answer(404, {"error": {"message": "no such page"}})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from turnkeeper.compose import open_engine
-from turnkeeper.config import SETTINGS, Config, read_config
+from turnkeeper.config import SETTINGS, Config, ModelEntry, read_config
 from turnkeeper.errors import ConfigError
 
 
@@ -21,7 +21,8 @@ def test_the_defaults_are_a_tutorials(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
-    assert tuple(setting.name for setting in SETTINGS) == Config.__struct_fields__
+    names = tuple(setting.name for setting in SETTINGS)
+    assert (*names, "providers") == Config.__struct_fields__
 
 
 def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Path) -> None:
@@ -124,6 +125,107 @@ async def test_a_system_message_that_fills_the_window_is_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match="leaves no room"):
         async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")):
             pass
+
+
+# --- Providers ---------------------------------------------------------------------------------
+
+
+def read_table(folder: Path, table: str, **environment: str) -> Config:
+    (folder / "t.toml").write_text(f"attempts = 7\ngrace = 2\n[providers.acme]\n{table}\n")
+    return read(folder, {"config": str(folder / "t.toml")}, **environment)
+
+
+URL = 'base_url = "http://127.0.0.1:9/v1"'
+
+
+def test_a_table_leaves_out_what_is_as_in_the_settings(tmp_path: Path) -> None:
+    config = read_table(tmp_path, f"{URL}\ntotal_timeout = 90", TURNKEEPER_BETWEEN_TIMEOUT="8")
+    [acme] = config.providers
+    assert (acme.name, acme.base_url) == ("acme", "http://127.0.0.1:9/v1")
+    assert (acme.attempts, acme.total_timeout, acme.between_timeout) == (7, 90, 8)
+    assert (acme.key_env, acme.key, acme.models) == (None, None, None)
+
+
+def test_models_are_ids_or_tables(tmp_path: Path) -> None:
+    models = """models = ["plain", {id = "full", name = "Full", context_window = 4096, \
+images = true, input_price = 0.1, output_price = 2}]""".replace("\\\n", "")
+    [acme] = read_table(tmp_path, f"{URL}\n{models}").providers
+    assert acme.models == (
+        ModelEntry("plain"),
+        ModelEntry("full", "Full", 4096, True, 0.1, 2.0),
+    )
+
+
+def test_a_key_comes_from_the_environment_before_the_dotenv_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("ACME_KEY=from-dotenv\n")
+    table = f'{URL}\nkey_env = "ACME_KEY"'
+    assert read_table(tmp_path, table).providers[0].key == "from-dotenv"
+    assert read_table(tmp_path, table, ACME_KEY="from-env").providers[0].key == "from-env"
+    assert read_table(tmp_path, table, ACME_KEY="").providers[0].key == "from-dotenv"
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("", "acme needs base_url"),
+        ('base_url = "ftp://x"', "acme.base_url must be an address"),
+        ("base_url = 5", "acme.base_url must be an address"),
+        ('base_url = "http://me:pw@x/v1"', "acme.base_url must be an address"),
+        ('base_url = "http://x/v1?a=b"', "acme.base_url must be an address"),
+        ('base_url = "http://x:port/v1"', "acme.base_url must be an address"),
+        (f'{URL}\nkey_env = "MISSING"', "acme.key_env names MISSING, and that variable is not"),
+        (f'{URL}\nkey_env = "s3cret"', "acme.key_env must be the name of a variable"),
+        (f'{URL}\nkey = "s3cret"', "acme has an unknown setting key; a key is named"),
+        (f"{URL}\ncolour = 1", "acme has an unknown setting colour"),
+        (f"{URL}\nattempts = 0", "acme.attempts must be a whole number from 1 to 20, not 0"),
+        (f'{URL}\nattempts = "3"', "acme.attempts must be a whole number"),
+        (f"{URL}\nattempts = true", "acme.attempts must be a whole number"),
+        (f"{URL}\nconnect_timeout = -1", "acme.connect_timeout must be a number of seconds"),
+        (f"{URL}\nmodels = []", "acme.models must be a list of models"),
+        (f'{URL}\nmodels = "all"', "acme.models must be a list of models"),
+        (f"{URL}\nmodels = [1]", "acme.models[1] must be a model's id or a table"),
+        (f'{URL}\nmodels = ["a", ""]', "acme.models[2].id must be a text"),
+        (f'{URL}\nmodels = ["a", "a"]', "acme.models[2] names a a second time"),
+        (f"{URL}\nmodels = [{{}}]", "acme.models[1] needs id"),
+        (f'{URL}\nmodels = [{{id = "a", window = 1}}]', "models[1] has an unknown setting window"),
+        (f'{URL}\nmodels = [{{id = "a", context_window = 9}}]', "models[1].context_window must"),
+        (f'{URL}\nmodels = [{{id = "a", images = 1}}]', "models[1].images must be true or false"),
+        (f'{URL}\nmodels = [{{id = "a", input_price = -1}}]', "models[1].input_price must be"),
+        (f'{URL}\nmodels = [{{id = "a", output_price = nan}}]', "models[1].output_price must be"),
+        (f"{URL}\n[providers.Acme]\n{URL}", "providers.Acme must have a name"),
+        (f"{URL}\n[providers.eliza]\n{URL}", "providers.eliza must have a name"),
+        (f"{URL}\n[providers.server]\n{URL}", "providers.server must have a name"),
+        (f'{URL}\n[providers."a/b"]\n{URL}', "providers.a/b must have a name"),
+        (f"{URL}\n[providers]\nb = 1", "providers.b must be a table"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named(tmp_path: Path, table: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_table(tmp_path, table)
+    assert sentence in raised.value.sentence
+    assert "s3cret" not in raised.value.sentence
+
+
+def test_providers_that_are_no_tables_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text("providers = 1")
+    with pytest.raises(ConfigError, match="providers must be tables"):
+        read(tmp_path, {"config": str(tmp_path / "t.toml")})
+
+
+def test_tables_and_settings_are_named_together(tmp_path: Path) -> None:
+    table = f'{URL}\nattempts = 0\nmodels = ["a", 3]\n[providers.bee]'
+    with pytest.raises(ConfigError) as raised:
+        read_table(tmp_path, table, PORT="http")
+    assert len(raised.value.sentence.splitlines()) == 4
+
+
+def test_no_key_of_a_table_is_shown(tmp_path: Path) -> None:
+    config = read_table(tmp_path, f'{URL}\nkey_env = "ACME_KEY"', ACME_KEY="s3cret")
+    assert config.providers[0].key == "s3cret"
+    assert "s3cret" not in repr(config) + repr(config.providers)
+
+
+# --- What is offered ---------------------------------------------------------------------------
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, get_args
 import pytest
 
 from turnkeeper import errors
-from turnkeeper.config import SETTINGS, Setting, read_config
+from turnkeeper.config import SETTINGS, ModelEntry, ProviderEntry, Setting, read_config
 from turnkeeper.dialects.exchange import STATUSES
 from turnkeeper.dialects.turn_stream import encode_turn
 from turnkeeper.domain import Context, Turn, TurnRef, TurnStatus, Usage
@@ -94,13 +94,28 @@ def test_no_page_names_an_option_that_does_not_exist(path: str) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page(path))) <= known
 
 
-def test_the_example_file_can_be_read(tmp_path: Path) -> None:
-    [example] = [code for kind, code in blocks(page("docs/configuration.md")) if kind == "toml"]
-    file = tmp_path / "turnkeeper.toml"
-    file.write_text(example, "utf-8")
-    config = read_config({"config": str(file)}, {}, tmp_path)
-    for name, value in tomllib.loads(example).items():
-        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+def test_the_example_files_can_be_read(tmp_path: Path) -> None:
+    examples = [code for kind, code in blocks(page("docs/configuration.md")) if kind == "toml"]
+    assert len(examples) == 2
+    for example in examples:
+        file = tmp_path / "turnkeeper.toml"
+        file.write_text(example, "utf-8")
+        config = read_config({"config": str(file)}, {"MISTRAL_API_KEY": "k"}, tmp_path)
+        written = tomllib.loads(example)
+        tables = written.pop("providers", {})
+        for name, value in written.items():
+            assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+        assert [provider.name for provider in config.providers] == list(tables)
+
+
+def test_every_field_of_a_provider_is_documented() -> None:
+    text = page("docs/configuration.md")
+    text = text[text.index("## Providers") :]
+    documented = [cell for row in rows(text, "field") for cell in re.findall(r"`(\w+)`", row[0])]
+    assert set(documented) | {"name", "key"} == set(ProviderEntry.__struct_fields__)
+    text = text[text.index("table has these fields") :]
+    documented = [cell for row in rows(text, "field") for cell in re.findall(r"`(\w+)`", row[0])]
+    assert documented == list(ModelEntry.__struct_fields__)
 
 
 # --- Turns, routes, modules --------------------------------------------------------------------

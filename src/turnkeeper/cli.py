@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import sys
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import click
 import uvloop
 
-from turnkeeper.config import SETTINGS, Config, Setting, read_config
+from turnkeeper.config import SETTINGS, Config, Setting, read_config, shown_database
 from turnkeeper.errors import ConfigError
 
 
@@ -34,19 +34,40 @@ def _with_settings(command: Any) -> Any:
     for setting in reversed(SETTINGS):
         if not setting.secret:
             command = _option(setting)(command)
-    return command
+    return click.option(
+        "--config", metavar="FILE", help="A TOML file with settings and providers."
+    )(command)
 
 
 @main.command()
 @_with_settings
-@click.option("--config", metavar="FILE", help="A TOML file with settings.")
 def serve(**options: str | None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    _run(options, _serve)
+
+
+@main.command()
+@_with_settings
+def check(**options: str | None) -> None:
+    """Say what the settings amount to, and whether they would serve.
+
+    Takes the settings that serve takes. Asks every provider what it offers and looks at the
+    database; changes nothing. Exit code 0 if the server could serve like this, else 2.
+    """
+    if not _run(options, _check):
+        sys.exit(2)
+
+
+T = TypeVar("T")
+
+
+def _run(options: Mapping[str, str | None], act: Callable[[Config], Coroutine[Any, Any, T]]) -> T:
+    """Read the settings and act on them; what is wrong with them is said, with exit code 2."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         config = read_config(options)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config))
+            return runner.run(act(config))
     except ConfigError as error:
         for sentence in error.sentence.splitlines():
             click.echo(f"turnkeeper: {sentence}.", err=True)
@@ -57,15 +78,13 @@ async def _serve(config: Config) -> None:
     from turnkeeper.compose import serve  # noqa: PLC0415  --help need not load the server
 
     def announce(address: str, model: str) -> None:
-        database = _shown(config.database)
+        database = shown_database(config.database)
         click.echo(f"Turnkeeper is listening on {address} (model {model}, {database})")
 
     await serve(config, announce)
 
 
-def _shown(database: str) -> str:
-    """The database's URL without user, password or parameters."""
-    if database.startswith("sqlite:"):
-        return database
-    parts = urlsplit(database)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+async def _check(config: Config) -> bool:
+    from turnkeeper.check import check  # noqa: PLC0415  as for serve
+
+    return await check(config, click.echo)

@@ -7,29 +7,25 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uvicorn
 
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import Provider, Store
-from turnkeeper.domain import Model, make_session_id
+from turnkeeper.contracts import Store
+from turnkeeper.domain import make_session_id
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
-from turnkeeper.prompt import capacity
-from turnkeeper.providers import catalog
-from turnkeeper.providers.eliza import Eliza
-from turnkeeper.providers.openai import OpenAIProvider, Timeouts
+from turnkeeper.offers import Offers
+from turnkeeper.roster import open_roster
 from turnkeeper.stores.sql import SqlStore
 from turnkeeper.stores.sqlite import open_sqlite
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
 log = logging.getLogger(__name__)
-
-ELIZA_PACE = 0.03  # seconds a word: so that one sees it stream
 
 
 async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
@@ -40,8 +36,8 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     Raises:
         ConfigError: the server cannot start as it is configured.
     """
-    listener = _listen(config.host, config.port)
-    with listener:
+    with bind(config.host, config.port) as listener:
+        listener.listen(2048)
         async with open_engine(config) as engine:
             web = Web(engine, _origins(config), config.body_limit)
             _calm_collector()
@@ -63,21 +59,31 @@ def _calm_collector() -> None:
 @asynccontextmanager
 async def open_engine(config: Config) -> AsyncIterator[Engine]:
     """The engine over its store and providers, with everything abandoned settled."""
-    provider, policy = _provider(config), _policy(config)
-    _check_room(provider.models, policy.system_message)
-    store = await open_store(config.database)
-    try:
-        settled = await _settle(store)
-        if settled:
-            log.warning("%d turns that a crash had left were settled as interrupted", settled)
-        engine = Engine(store, [provider], policy, now=_now, new_id=_new_id)
+    async with open_roster(config) as roster:
+        offers = roster.make_offers()
+        for absence in roster.absences():
+            log.warning("Nothing is offered of a provider until the next start: %s", absence)
+        _check_room(offers)
+        store = await open_store(config.database)
         try:
-            yield engine
+            settled = await _settle(store)
+            if settled:
+                log.warning("%d turns that a crash had left were settled as interrupted", settled)
+            engine = Engine(store, offers, _policy(config), now=_now, new_id=_new_id)
+            try:
+                yield engine
+            finally:
+                await engine.drain(0)
         finally:
-            await engine.drain(0)
-    finally:
-        await store.close()
-        await provider.close()
+            await store.close()
+
+
+def _check_room(offers: Offers) -> None:
+    for offer in offers.listed:
+        if offer.room <= 0:
+            raise ConfigError(
+                f"The system_message leaves no room for a conversation in {offer.model.id}"
+            )
 
 
 async def _settle(store: Store) -> int:
@@ -97,60 +103,13 @@ async def open_store(url: str) -> Store:
     return SqlStore(await open_postgres(url))
 
 
-def _provider(config: Config) -> Provider:
-    """The one provider that the settings name."""
-    if config.model == "eliza":
-        return Eliza(ELIZA_PACE)
-    timeouts = Timeouts(
-        connect=config.connect_timeout,
-        first_byte=config.first_byte_timeout,
-        between=config.between_timeout,
-        total=config.total_timeout,
-    )
-    if config.openai_base_url:
-        if config.model is None:
-            raise ConfigError(
-                "OPENAI_BASE_URL is set, so say which model to ask for there with --model"
-            )
-        name, url, key = "the model server", config.openai_base_url, config.openai_api_key
-        known: tuple[Model, ...] = ()
-    elif config.groq_api_key:
-        name, url, key, known = "Groq", catalog.GROQ_URL, config.groq_api_key, catalog.GROQ_MODELS
-    elif config.openai_api_key:
-        name, url, key = "OpenAI", catalog.OPENAI_URL, config.openai_api_key
-        known = catalog.OPENAI_MODELS
-    else:
-        raise ConfigError(
-            "No model provider is configured: set GROQ_API_KEY, OPENAI_API_KEY or"
-            " OPENAI_BASE_URL, or serve with --model eliza, which needs nothing"
-        )
-    return OpenAIProvider(name, url, key, _models(config, known), timeouts)
-
-
-def _models(config: Config, known: tuple[Model, ...]) -> list[Model]:
-    """The models to offer, the default first."""
-    models = [model for model in known if model.id != config.model]
-    if config.model is not None:
-        models.insert(0, catalog.model_named(config.model))
-    if config.context_window is None:
-        return models
-    return [Model(model.id, model.name, config.context_window) for model in models]
-
-
 def _policy(config: Config) -> Policy:
     return Policy(
         system_message=config.system_message,
         message_limit=config.message_limit,
         reply_limit=config.reply_limit,
         queue_limit=config.queue_limit,
-        attempts=config.attempts,
     )
-
-
-def _check_room(models: Sequence[Model], system_message: str) -> None:
-    for model in models:
-        if capacity(model, system_message) <= 0:
-            raise ConfigError(f"The system_message leaves no room for a conversation in {model.id}")
 
 
 def _origins(config: Config) -> Origins:
@@ -172,7 +131,12 @@ def _new_id() -> str:
 # --- Listening ---------------------------------------------------------------------------------
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on that address, which does not listen yet.
+
+    Raises:
+        ConfigError: it cannot be had; the `OSError` is its cause.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -186,12 +150,14 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(f"Port {port} of {host} cannot be used: {error.strerror}") from error
-    listener.listen(2048)
     return listener
 
 
 def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
+    return shown_address(*listener.getsockname()[:2])
+
+
+def shown_address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

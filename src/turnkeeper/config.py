@@ -1,7 +1,8 @@
 """Every setting, read once: command line over environment over `.env` over TOML.
 
 `SETTINGS` is the one list of them; the command line's options, the environment's names and
-`docs/configuration.md` all follow it. Every wrong setting is named at once, in sentences.
+`docs/configuration.md` all follow it. Providers, of which there may be many, are tables of the
+TOML file. Every wrong setting is named at once, in sentences.
 """
 
 import os
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from dotenv import dotenv_values
@@ -229,8 +231,42 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
+class ModelEntry(msgspec.Struct, frozen=True):
+    """A model as a provider's table names it; None for what was left out."""
+
+    id: str
+    name: str | None = None
+    context_window: int | None = None
+    images: bool | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+
+
+class ProviderEntry(msgspec.Struct, frozen=True):
+    """A table `[providers.NAME]`, checked.
+
+    Attributes:
+        key: what the variable `key_env` holds; None if the table names no variable.
+        models: what it offers, None for what it says itself when it is asked at the start.
+    """
+
+    name: str
+    base_url: str
+    key_env: str | None
+    key: str | None
+    models: tuple[ModelEntry, ...] | None
+    attempts: int
+    connect_timeout: float
+    first_byte_timeout: float
+    between_timeout: float
+    total_timeout: float
+
+    def __repr__(self) -> str:
+        return f"ProviderEntry({self.name!r}, {self.base_url!r})"
+
+
 class Config(msgspec.Struct, frozen=True):
-    """All settings, checked. The names are those of `SETTINGS`."""
+    """All settings, checked. The names are those of `SETTINGS`; `providers` are the tables."""
 
     host: str
     port: int
@@ -254,10 +290,19 @@ class Config(msgspec.Struct, frozen=True):
     between_timeout: float
     total_timeout: float
     grace: float
+    providers: tuple[ProviderEntry, ...] = ()
 
     def __repr__(self) -> str:
         shown = {s.name: getattr(self, s.name) for s in SETTINGS if not (s.secret or s.private)}
-        return f"Config({shown})"
+        return f"Config({shown}, {self.providers})"
+
+
+def shown_database(url: str) -> str:
+    """The database's URL without user, password or parameters."""
+    if url.startswith("sqlite:"):
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -275,7 +320,7 @@ def read_config(
     """
     problems: list[str] = []
     dotenv = _read_dotenv(folder / ".env", problems)
-    toml = _read_toml(options.get("config"), problems)
+    tables, toml = _read_toml(options.get("config"), problems)
     values = {
         setting.name: _value(setting, options, (environment, dotenv), toml, problems)
         for setting in SETTINGS
@@ -287,9 +332,11 @@ def read_config(
             f"host {values['host']} can be reached from other machines, and this version asks"
             " for no credentials: say --auth off to serve everyone who can reach it"
         )
+    variables = {**dotenv, **{name: text for name, text in environment.items() if text}}
+    providers = _read_providers(tables, values, variables, problems)
     if problems:
         raise ConfigError("\n".join(problems))
-    return Config(**values)
+    return Config(**values, providers=providers)
 
 
 def _read_dotenv(path: Path, problems: list[str]) -> Mapping[str, str]:
@@ -300,15 +347,16 @@ def _read_dotenv(path: Path, problems: list[str]) -> Mapping[str, str]:
         return {}
 
 
-def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, str]:
-    """The file's settings as the texts that the environment would have for them."""
+def _read_toml(path: str | None, problems: list[str]) -> tuple[Any, Mapping[str, str]]:
+    """The tables of providers, and the settings as the environment would have them: as texts."""
     if path is None:
-        return {}
+        return {}, {}
     try:
         toml = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(f"config {path} cannot be read: {error}")
-        return {}
+        return {}, {}
+    tables = toml.pop("providers", {})
     settings = {setting.name: setting for setting in SETTINGS}
     texts: dict[str, str] = {}
     for name, value in toml.items():
@@ -320,7 +368,7 @@ def _read_toml(path: str | None, problems: list[str]) -> Mapping[str, str]:
             texts[name] = str(value)
         else:
             problems.append(f"{name} in {path} must be a plain value")
-    return texts
+    return tables, texts
 
 
 def _is_list_of_texts(value: Any) -> bool:
@@ -364,3 +412,190 @@ def _find(
     if setting.name in toml:
         return setting.name, toml[setting.name]
     return None
+
+
+# --- Providers ---------------------------------------------------------------------------------
+
+_PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_RESERVED = frozenset({"eliza", "server"})  # the built-in one, and that of OPENAI_BASE_URL
+_PER_PROVIDER = (
+    "attempts",
+    "connect_timeout",
+    "first_byte_timeout",
+    "between_timeout",
+    "total_timeout",
+)
+Reader = Callable[[Any], Any]  # raises ValueError with what the value must be
+
+
+def _read_providers(
+    tables: Any,
+    settings: Mapping[str, Any],
+    variables: Mapping[str, str],
+    problems: list[str],
+) -> tuple[ProviderEntry, ...]:
+    """The tables as records, in the file's order; what they leave out is as in `settings`."""
+    if not isinstance(tables, dict):
+        problems.append("providers must be tables: [providers.NAME]")
+        return ()
+    entries = [
+        _read_provider(name, table, settings, variables, problems) for name, table in tables.items()
+    ]
+    return tuple(entry for entry in entries if entry is not None)
+
+
+def _read_provider(
+    name: str,
+    table: Any,
+    settings: Mapping[str, Any],
+    variables: Mapping[str, str],
+    problems: list[str],
+) -> ProviderEntry | None:
+    where, before = f"providers.{name}", len(problems)
+    if not _PROVIDER_NAME.fullmatch(name) or name in _RESERVED:
+        problems.append(
+            f"{where} must have a name of 1 to 32 characters of a-z 0-9 _ -, neither eliza nor"
+            " server"
+        )
+    values = _read_table(where, table, _PROVIDER_FIELDS, ("base_url",), problems)
+    key_env = values.get("key_env")
+    key = variables.get(key_env) if key_env else None
+    if key_env and not key:
+        problems.append(f"{where}.key_env names {key_env}, and that variable is not set")
+    models = None
+    if isinstance(values.get("models"), list):
+        models = _read_models(where, values["models"], problems)
+    if len(problems) > before:
+        return None
+    return ProviderEntry(
+        name=name,
+        base_url=values["base_url"],
+        key_env=key_env,
+        key=key,
+        models=models,
+        **{setting: values.get(setting, settings[setting]) for setting in _PER_PROVIDER},
+    )
+
+
+def _read_models(where: str, values: list[Any], problems: list[str]) -> tuple[ModelEntry, ...]:
+    entries: dict[str, ModelEntry] = {}
+    for number, value in enumerate(values, start=1):
+        place = f"{where}.models[{number}]"
+        table = {"id": value} if isinstance(value, str) else value
+        if not isinstance(table, dict):
+            problems.append(f"{place} must be a model's id or a table")
+            continue
+        fields = _read_table(place, table, _MODEL_FIELDS, ("id",), problems)
+        if "id" not in fields:
+            continue
+        if fields["id"] in entries:
+            problems.append(f"{place} names {fields['id']} a second time")
+        entries[fields["id"]] = ModelEntry(**fields)
+    return tuple(entries.values())
+
+
+def _read_table(
+    where: str,
+    table: Any,
+    fields: Mapping[str, Reader],
+    required: tuple[str, ...],
+    problems: list[str],
+) -> dict[str, Any]:
+    """The fields that could be read; every other one becomes a problem. No value is shown that
+    might be a key in the wrong place."""
+    if not isinstance(table, dict):
+        problems.append(f"{where} must be a table")
+        return {}
+    problems.extend(f"{where} needs {name}" for name in required if name not in table)
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in fields:
+            hint = "; a key is named by its variable, with key_env" if "key" in name else ""
+            problems.append(f"{where} has an unknown setting {name}{hint}")
+            continue
+        try:
+            values[name] = fields[name](value)
+        except ValueError as error:
+            problems.append(f"{where}.{name} {error}")
+    return values
+
+
+def _of_text(read: Callable[[str], Any]) -> Reader:
+    """A setting's reader for a number in TOML."""
+
+    def read_number(value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        try:
+            return read(str(value) if number else "")
+        except ValueError as error:
+            raise ValueError(f"{error}, not {value!r}") from None
+
+    return read_number
+
+
+def _base_url(value: Any) -> str:
+    try:
+        url = _url(value)
+        parts = urlsplit(url)
+        is_plain = bool(parts.hostname) and not (parts.username or parts.query or parts.fragment)
+        is_plain = is_plain and (parts.port is None or parts.port > 0)
+    except (ValueError, TypeError):
+        is_plain = False
+    if not is_plain:
+        raise ValueError(
+            "must be an address as https://api.example.org/v1, without a user, a password,"
+            " a question mark or a #"
+        )
+    return url
+
+
+def _variable(value: Any) -> str:
+    if not (isinstance(value, str) and _VARIABLE.fullmatch(value)):
+        raise ValueError(
+            "must be the name of a variable, in capital letters; the key itself has no place"
+            " in the file"
+        )
+    return value
+
+
+def _model_list(value: Any) -> Any:
+    if value == "list" or (isinstance(value, list) and value):
+        return value
+    raise ValueError('must be a list of models with one at least, or "list" to ask for it')
+
+
+def _model_text(value: Any) -> str:
+    if not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= 200):
+        raise ValueError("must be a text of 1 to 200 characters")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if value is True or value is False:
+        return value
+    raise ValueError(f"must be true or false, not {value!r}")
+
+
+def _price(value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value < 1e9):
+        raise ValueError(f"must be the price of a million tokens, not {value!r}")
+    return float(value)
+
+
+_READERS = {setting.name: setting.read for setting in SETTINGS}
+_PROVIDER_FIELDS: Mapping[str, Reader] = {
+    "base_url": _base_url,
+    "key_env": _variable,
+    "models": _model_list,
+    **{name: _of_text(_READERS[name]) for name in _PER_PROVIDER},
+}
+_MODEL_FIELDS: Mapping[str, Reader] = {
+    "id": _model_text,
+    "name": _model_text,
+    "context_window": _of_text(_READERS["context_window"]),
+    "images": _truth,
+    "input_price": _price,
+    "output_price": _price,
+}

@@ -176,8 +176,18 @@ class Provider(Protocol):
     """Makes replies."""
 
     @property
+    def name(self) -> str:
+        """What it is called in `name/model`; no two in one server are called alike."""
+        ...
+
+    @property
     def models(self) -> Sequence[Model]:
-        """The models it offers, the default first."""
+        """The models it offers, by its own ids, each once, the default first."""
+        ...
+
+    @property
+    def attempts(self) -> int:
+        """How often it may be asked for one reply, as long as no word has come; at least 1."""
         ...
 
     def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[ProviderEvent]]:

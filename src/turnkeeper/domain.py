@@ -226,11 +226,20 @@ class SessionSummary(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model callers may choose. `context_window` is in tokens, prompt and reply together."""
+    """A model callers may choose.
+
+    Attributes:
+        context_window: tokens, prompt and reply together.
+        images: whether it is said to understand them; None when nobody said.
+        input_price, output_price: of a million tokens, in whatever currency they were given.
+    """
 
     id: str
     name: str
     context_window: int
+    images: bool | None = None
+    input_price: float | None = None
+    output_price: float | None = None
 
 
 class ModelChoice(msgspec.Struct, frozen=True):

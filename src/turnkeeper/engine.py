@@ -51,6 +51,7 @@ from turnkeeper.errors import (
     UnknownModel,
 )
 from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.offers import Offers
 from turnkeeper.reply import Reply
 
 log = logging.getLogger(__name__)
@@ -68,16 +69,15 @@ class Policy(msgspec.Struct, frozen=True):
         message_limit: characters of one message.
         reply_limit: characters of one reply; a longer one is broken off and fails.
         queue_limit: turns that may wait in one session.
-        attempts: calls to the provider for one turn, as long as no word has come.
-        retry_delay: seconds before the second call, doubling; a provider's Retry-After goes
-            before it, up to `patience` seconds. Longer, and the turn fails at once.
+        retry_delay: seconds before a provider is called a second time, doubling; its own
+            Retry-After goes before it, up to `patience` seconds. Longer, and the turn fails at
+            once.
     """
 
     system_message: str = "You are a helpful AI assistant."
     message_limit: int = 100_000
     reply_limit: int = 1_000_000
     queue_limit: int = 32
-    attempts: int = 3
     retry_delay: float = 0.5
     patience: float = 10.0
 
@@ -88,15 +88,16 @@ class Engine:
     def __init__(
         self,
         store: Store,
-        providers: Sequence[Provider],
+        offers: Offers,
         policy: Policy,
         *,
         now: Callable[[], int],
         new_id: Callable[[], str],
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`now` gives milliseconds since 1970, `new_id` an unguessable session id.
+        """`offers` has one at least.
 
+        `now` gives milliseconds since 1970, `new_id` an unguessable session id.
         `jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread.
         """
         self._store = store
@@ -104,12 +105,8 @@ class Engine:
         self._now = now
         self._new_id = new_id
         self._jitter = jitter
-        self._offers: dict[str, _Offer] = {}
-        for provider in providers:
-            for model in provider.models:
-                offer = _Offer(model, provider, prompt.capacity(model, policy.system_message))
-                self._offers.setdefault(model.id, offer)
-        self.models: Sequence[Model] = [offer.model for offer in self._offers.values()]
+        self._offers = offers.by_id
+        self.models: Sequence[Model] = [offer.model for offer in offers.listed]
         self._lives: dict[TurnRef, _Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         # What the store said of turns before their own coroutines had come so far.
@@ -136,8 +133,10 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
         message = self._check_message(text)
-        if model is not None and model not in self._offers:
-            raise UnknownModel(f"Unknown model: {model[:100]}")
+        if model is not None:
+            if model not in self._offers:
+                raise UnknownModel(f"Unknown model: {model[:100]}")
+            model = self._offers[model].model.id
         new = NewTurn(
             owner=owner,
             session=None if not session else choose_session(session),
@@ -266,7 +265,7 @@ class Engine:
                 stored = await self._await_place(life)
             offer = self._offers[stored.turn.model]
             asked, context = prompt.fit(
-                offer.model.id,
+                offer.asked_as,
                 self._policy.system_message,
                 offer.room,
                 stored.history,
@@ -301,12 +300,12 @@ class Engine:
     async def _make(self, life: "_Life", provider: Provider, asked: Prompt) -> Usage | None:
         """Call the model, again while it says nothing; returns the usage it reported."""
         delay = self._policy.retry_delay
-        for attempt in range(1, self._policy.attempts + 1):
+        for attempt in range(1, provider.attempts + 1):
             try:
                 return await self._listen(life, provider.stream(asked))
             except ProviderError as error:
                 pause = error.retry_after or delay * (0.5 + self._jitter())
-                last = attempt == self._policy.attempts or pause > self._policy.patience
+                last = attempt == provider.attempts or pause > self._policy.patience
                 if life.reply.length or not error.retryable or last:
                     raise
                 log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
@@ -414,14 +413,6 @@ class Engine:
             return
         life.stopped_as = status
         life.task.cancel()
-
-
-class _Offer(msgspec.Struct, frozen=True):
-    """A model, who provides it, and the weight of items that its prompts have room for."""
-
-    model: Model
-    provider: Provider
-    room: int
 
 
 class _Life:

@@ -121,6 +121,14 @@ class TestEveryProvider:
     async def test_offers_a_model_with_a_window(self, any_provider):
         assert any_provider.models
         assert all(model.id and model.context_window > 0 for model in any_provider.models)
+        assert len({model.id for model in any_provider.models}) == len(any_provider.models)
+
+    async def test_has_a_name_to_put_before_its_models(self, any_provider):
+        assert any_provider.name
+        assert "/" not in any_provider.name
+
+    async def test_may_be_asked_at_least_once(self, any_provider):
+        assert any_provider.attempts >= 1
 
     async def test_replies_in_several_deltas(self, any_provider, model, heard):
         model.script = lambda _: Plan(at={1: Wait(heard)})

@@ -219,6 +219,9 @@ def _fit(pattern: Pattern, words: list[str], at: int = 0) -> list[tuple[int, int
 class Eliza:
     """A `Provider` with one model, spoken word by word with `pace` seconds between the words."""
 
+    name = "eliza"
+    attempts = 1
+
     def __init__(self, pace: float = 0.0) -> None:
         self._pace = pace
         self._interpreter = Interpreter(read_script())

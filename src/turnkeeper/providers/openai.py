@@ -61,12 +61,24 @@ _ERROR_BODY = 64 * 1024  # bytes that are read of an answer that is no reply
 _ERROR_WAIT = 5.0  # seconds for the same
 _MOST_TOKENS = 2**53  # a count from here on is none, and no database holds it
 _LONGEST_WAIT = 86_400.0  # seconds that a provider may ask us to wait
+_LIST_BODY = 8 * 1024 * 1024  # bytes that are read of a list of models
+_MODEL_ID = 200  # characters of a model's id at most
 _QUOTE = 200  # characters of another's error message that are passed on
 _LARGE_BODY = 1024 * 1024  # bytes from where aiohttp wants a file-like body, written in pieces
 
 
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model as its endpoint lists it. `context_window` where the list says so."""
+
+    id: str
+    context_window: int | None = None
+
+
 class OpenAIProvider:
     """Implements `contracts.Provider`. `base_url` ends before `/chat/completions`.
+
+    `title` is what sentences call it, `name` if there is none. `models` may be set anew by whoever
+    opens it and has asked `list_models`, before anyone else has it.
 
     Raises:
         ConfigError: `base_url` is no HTTP address, or `key` cannot be sent in a header.
@@ -79,21 +91,23 @@ class OpenAIProvider:
         key: str | None,
         models: Sequence[Model],
         timeouts: Timeouts,
+        *,
+        attempts: int = 3,
+        title: str | None = None,
     ) -> None:
-        self._words = _Words(name, key)
-        self._url = _endpoint(name, base_url)
-        self._headers = _headers(name, key)
-        self._models = tuple(models)
+        self.name = name
+        self.models = models
+        self.attempts = attempts
+        title = title or name
+        self._words = _Words(title, key)
+        self._url = _endpoint(title, base_url)
+        self._headers = _headers(title, key)
         self._timeouts = timeouts
         self._session: aiohttp.ClientSession | None = None
         self._ending: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
 
     def __repr__(self) -> str:
         return f"<OpenAIProvider {self._words.name}>"
-
-    @property
-    def models(self) -> Sequence[Model]:
-        return self._models
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[ProviderEvent], None]:
         """See `contracts.Provider.stream`."""
@@ -115,6 +129,37 @@ class OpenAIProvider:
                 self._let_end(response)
             else:
                 response.close()  # does nothing when it has ended
+
+    async def list_models(self, patience: float) -> Sequence[ListedModel] | None:
+        """What the endpoint says it offers: `GET {base_url}/models`, within `patience` seconds.
+
+        Each id once, in its order; ids that could be no one's choice are left out. None when
+        it answers, but has no such list.
+
+        Raises:
+            ProviderError: it did not answer, or refused to.
+        """
+        _attempt.set(_Attempt())
+        session = self._session or self._open_session()
+        url = self._url.parent.parent / "models"
+        try:
+            async with (
+                asyncio.timeout(patience),
+                session.get(
+                    url, headers={"Accept": "application/json"}, allow_redirects=False
+                ) as response,
+            ):
+                status, headers = response.status, response.headers
+                body = await _read_list(response)
+        except _LOST as error:
+            fault = self._words.unlisted(error, patience)
+        else:
+            if status == 200:
+                return _decode_models(body)
+            if status in _NO_SUCH_PAGE:
+                return None
+            fault = self._words.no_stream(status, headers, body)
+        raise fault
 
     async def close(self) -> None:
         """Close connections; calls still running end with a `ProviderError`."""
@@ -561,6 +606,58 @@ class _Watch:
             self._response.close()  # wakes the reader with an error
 
 
+# --- What is offered --------------------------------------------------------------------------
+
+
+class _ListEntry(msgspec.Struct):
+    """OpenAI's own list has only ids; the windows are Groq's, OpenRouter's and vLLM's."""
+
+    id: str
+    context_window: Any = None
+    context_length: Any = None
+    max_model_len: Any = None
+
+    @property
+    def window(self) -> int | None:
+        for tokens in (self.context_window, self.context_length, self.max_model_len):
+            if type(tokens) is int and tokens >= _LEAST_WINDOW:
+                return tokens
+        return None
+
+
+_NO_SUCH_PAGE = frozenset({404, 405, 501})
+_LEAST_WINDOW = 256  # tokens; what claims less means something else
+
+
+class _List(msgspec.Struct):
+    data: list[_ListEntry]
+
+
+_decode_list = msgspec.json.Decoder(_List | list[_ListEntry]).decode  # some send the bare array
+
+
+def _decode_models(body: bytes) -> Sequence[ListedModel] | None:
+    """The models in an answer, None if it is no list of them."""
+    try:
+        value = _decode_list(body)
+    except (ValueError, RecursionError):
+        return None
+    models: dict[str, ListedModel] = {}
+    for entry in value.data if isinstance(value, _List) else value:
+        if 0 < len(entry.id) <= _MODEL_ID and entry.id.isprintable():
+            models.setdefault(entry.id, ListedModel(entry.id, entry.window))
+    return tuple(models.values())
+
+
+async def _read_list(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > _LIST_BODY:
+            break  # and what there is of it is no JSON
+    return bytes(body)
+
+
 # --- What is said about faults -----------------------------------------------------------------
 
 
@@ -601,6 +698,14 @@ class _Words:
             if isinstance(error, kind):
                 return self.fault(code, what)
         return self.fault("provider_cut_off", "closed the connection without an answer")
+
+    def unlisted(self, error: Exception, patience: float) -> ProviderError:
+        """For a question after models that came to no answer."""
+        if isinstance(error, TimeoutError):
+            return self.fault(
+                "provider_timeout", f"did not list its models within {patience:g} seconds"
+            )
+        return self.unanswered(error, Timeouts())
 
     def no_stream(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """For an answer that is not the stream that was asked for."""

@@ -104,16 +104,7 @@ async def open_postgres(url: str) -> PostgresDriver:
         ConfigError: it cannot be reached, another server has it, it is not ours, or it is newer
             than this program.
     """
-    try:
-        lock = await asyncpg.connect(url, timeout=10)
-    except (
-        OSError,
-        TimeoutError,
-        ValueError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-    ) as error:
-        raise ConfigError(f"The PostgreSQL database cannot be reached: {error}") from error
+    lock = await _connect(url)
     try:
         await _take_lock(lock)
         await _migrate(lock)
@@ -127,6 +118,41 @@ async def open_postgres(url: str) -> PostgresDriver:
     return PostgresDriver(pool, lock)
 
 
+async def inspect_postgres(url: str) -> int | None:
+    """The number of the newest migration in the database at `url`; None if it has none of ours.
+
+    Only looks: locks, makes and changes nothing.
+
+    Raises:
+        ConfigError: it cannot be reached, it is not ours, or it is newer than this program.
+    """
+    connection = await _connect(url)
+    try:
+        async with connection.transaction(readonly=True):
+            if not await _check_tables(connection):
+                return None
+            applied: int = await connection.fetchval(migrations.APPLIED) or 0
+    except asyncpg.PostgresError as error:
+        raise ConfigError(f"The PostgreSQL database cannot be used: {error}") from error
+    finally:
+        await connection.close()
+    migrations.pending_migrations(applied)
+    return applied
+
+
+async def _connect(url: str) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(url, timeout=10)
+    except (
+        OSError,
+        TimeoutError,
+        ValueError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+    ) as error:
+        raise ConfigError(f"The PostgreSQL database cannot be reached: {error}") from error
+
+
 async def _take_lock(connection: asyncpg.Connection) -> None:
     """A server that was killed may hold the lock until PostgreSQL notices: wait a moment."""
     for _ in range(20):
@@ -136,7 +162,8 @@ async def _take_lock(connection: asyncpg.Connection) -> None:
     raise ConfigError("Another Turnkeeper is serving this PostgreSQL database already")
 
 
-async def _migrate(connection: asyncpg.Connection) -> None:
+async def _check_tables(connection: asyncpg.Connection) -> bool:
+    """Whether our tables are there; ConfigError if others are, of names that ours have."""
     tables = {
         row[0]
         for row in await connection.fetch(
@@ -147,6 +174,11 @@ async def _migrate(connection: asyncpg.Connection) -> None:
         raise ConfigError(
             "The PostgreSQL database is not Turnkeeper's: it holds tables of these names"
         )
+    return "turnkeeper_migrations" in tables
+
+
+async def _migrate(connection: asyncpg.Connection) -> None:
+    await _check_tables(connection)
     await connection.execute(migrations.CREATE_TABLE)
     applied = await connection.fetchval(migrations.APPLIED) or 0
     for number, name, script in migrations.pending_migrations(applied):

@@ -11,12 +11,13 @@ connection of its own.
 import asyncio
 import fcntl
 import logging
+import os
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
@@ -302,6 +303,34 @@ def open_sqlite(path: Path) -> SqliteDriver:
     return SqliteDriver(path, writer, lock)
 
 
+def inspect_sqlite(path: Path) -> int | None:
+    """The number of the newest migration in the database at `path`, 0 before the first.
+
+    Only looks: locks, makes and changes nothing. None if there is no database yet.
+
+    Raises:
+        ConfigError: it is not ours, it is newer than this program, or it cannot be read.
+    """
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ConfigError(f"The database {path} cannot be used: its folder cannot be written")
+    if not path.exists():
+        return None
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise ConfigError(f"The database {path} cannot be used: it cannot be written")
+    # Without a log beside it nobody uses the file, and SQLite need not be kept from making one.
+    in_use = path.with_name(path.name + "-wal").exists()
+    uri = f"{path.absolute().as_uri()}?{'mode=ro' if in_use else 'immutable=1'}"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            if not _check_tables(connection, path):
+                return 0
+            applied: int = connection.execute(migrations.APPLIED).fetchone()[0] or 0
+    except sqlite3.Error as error:
+        raise ConfigError(f"The database {path} cannot be used: {error}") from error
+    migrations.pending_migrations(applied)
+    return applied
+
+
 def _lock(path: Path) -> IO[str]:
     """Held for as long as the file stays open, and let go by the kernel if we are killed."""
     try:
@@ -329,10 +358,16 @@ def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _check_tables(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether our tables are there; ConfigError if only others are."""
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
     if tables and "turnkeeper_migrations" not in tables:
         raise ConfigError(f"The database {path} is not Turnkeeper's: it holds other tables")
+    return bool(tables)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    _check_tables(connection, path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(migrations.CREATE_TABLE)
     applied = connection.execute(migrations.APPLIED).fetchone()[0] or 0

@@ -20,17 +20,21 @@ def all_migrations() -> list[tuple[int, str, str]]:
     return [(int(file.name[:4]), file.name, file.read_text("utf-8")) for file in files]
 
 
+def newest_migration() -> int:
+    """The number of the schema that this program works with."""
+    return all_migrations()[-1][0]
+
+
 def pending_migrations(applied: int) -> list[tuple[int, str, str]]:
     """The migrations after number `applied`.
 
     Raises:
         ConfigError: the database has had migrations that this program does not know.
     """
-    migrations = all_migrations()
-    newest = migrations[-1][0]
+    newest = newest_migration()
     if applied > newest:
         raise ConfigError(
             f"The database has schema {applied} and this program knows only {newest}:"
             " it was made by a newer Turnkeeper. Upgrade the program"
         )
-    return [migration for migration in migrations if migration[0] > applied]
+    return [migration for migration in all_migrations() if migration[0] > applied]

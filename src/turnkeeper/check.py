@@ -1,0 +1,158 @@
+"""What a configuration amounts to: a report to read before anything is served.
+
+Looks and asks; changes nothing, locks nothing, shows no key. The server may be running.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from turnkeeper.compose import bind, shown_address
+from turnkeeper.config import Config, shown_database
+from turnkeeper.domain import Model
+from turnkeeper.errors import ConfigError
+from turnkeeper.offers import Offer, Offers
+from turnkeeper.roster import Roster, Seat, open_roster
+from turnkeeper.stores.migrations import newest_migration
+from turnkeeper.stores.sqlite import inspect_sqlite
+
+_SHOWN_MODELS = 30  # of one provider; some list hundreds
+
+
+async def check(config: Config, write: Callable[[str], None]) -> bool:
+    """Write the report line by line. Whether the server could start, and its default model answer.
+
+    Raises:
+        ConfigError: there is no provider to ask.
+    """
+    problems: list[str] = []
+    async with open_roster(config, ask_all=True) as roster:
+        database = await _database(config.database, problems)
+        write(f"Address    {_address(config, problems)}")
+        write("Access     off: nobody is asked for credentials, everything belongs to local")
+        write(f"Database   {shown_database(config.database)}: {database}")
+        offers = _offers(roster, problems)
+        default = offers.listed[0] if offers else None
+        write(f"Default    {default.model.id if default else 'none'}")
+        for line in _providers(roster, offers):
+            write(line)
+    problems.extend(_silence(roster, default))
+    write("")
+    for problem in problems:
+        write(f"Problem: {problem}.")
+    write("The server cannot serve like this." if problems else "Ready to serve.")
+    return not problems
+
+
+# --- Address and database ----------------------------------------------------------------------
+
+
+def _address(config: Config, problems: list[str]) -> str:
+    address = shown_address(config.host, config.port)
+    try:
+        bind(config.host, config.port).close()
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
+            return f"{address}, in use at the moment"  # by this very server, perhaps
+        problems.append(error.sentence)
+        return f"{address}, not to be had"
+    return address if config.port else f"{address}, which takes a free port"
+
+
+async def _database(url: str, problems: list[str]) -> str:
+    """How the database stands, in a few words."""
+    try:
+        applied = await _inspect(url)
+    except ConfigError as error:
+        problems.append(error.sentence)
+        return "cannot be used"
+    if applied is None:
+        return "nothing there yet; the first start makes it"
+    newest = newest_migration()
+    if applied < newest:
+        return f"schema {applied}; the next start brings it to {newest}"
+    return f"schema {applied}, up to date"
+
+
+async def _inspect(url: str) -> int | None:
+    if url.startswith("sqlite:///"):
+        return await asyncio.to_thread(inspect_sqlite, Path(url.removeprefix("sqlite:///")))
+    from turnkeeper.stores.postgres import inspect_postgres  # noqa: PLC0415  as in compose
+
+    return await inspect_postgres(url)
+
+
+# --- Providers ---------------------------------------------------------------------------------
+
+
+def _offers(roster: Roster, problems: list[str]) -> Offers | None:
+    try:
+        return roster.make_offers()
+    except ConfigError as error:
+        problems.append(error.sentence)
+        return None
+
+
+def _silence(roster: Roster, default: Offer | None) -> Iterator[str]:
+    """The default model's provider cannot be asked."""
+    for seat in roster.seats:
+        if default and default.provider is seat.provider and seat.heard and seat.heard.fault:
+            yield f"The default model cannot answer: {seat.heard.fault}"
+
+
+def _providers(roster: Roster, offers: Offers | None) -> Iterator[str]:
+    listed = offers.listed if offers else ()
+    seats = {id(seat.provider): seat for seat in roster.seats}
+    built_in = [offer for offer in listed if id(offer.provider) not in seats]
+    if built_in:
+        yield ""
+        yield "eliza: built in"
+        yield from _models(built_in, None)
+    for seat in roster.seats:
+        yield ""
+        yield f"{seat.entry.name}: {_shown_url(seat.entry.base_url)}, {_key(seat)}, {_heard(seat)}"
+        yield from _models([offer for offer in listed if offer.provider is seat.provider], seat)
+
+
+def _shown_url(url: str) -> str:
+    """Without a user and a password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _key(seat: Seat) -> str:
+    return f"key of {seat.entry.key_env}" if seat.entry.key_env else "no key"
+
+
+def _heard(seat: Seat) -> str:
+    if seat.heard is None:
+        return "not asked"
+    if seat.heard.fault is not None:
+        return f"no answer: {seat.heard.fault}"
+    listed = "" if seat.heard.listed is not None else ", without a list of its models"
+    return f"answers in {seat.heard.seconds * 1000:.0f} ms{listed}"
+
+
+def _models(offers: list[Offer], seat: Seat | None) -> Iterator[str]:
+    width = max((len(offer.model.id) for offer in offers[:_SHOWN_MODELS]), default=0)
+    listed = seat.heard.listed if seat and seat.heard else None
+    known = None if listed is None else {model.id for model in listed}
+    for offer in offers[:_SHOWN_MODELS]:
+        strange = known is not None and offer.asked_as not in known
+        note = ", not in the provider's own list" if strange else ""
+        yield f"  {offer.model.id:{width}}  {_said_of(offer.model)}{note}"
+    if len(offers) > _SHOWN_MODELS:
+        yield f"  and {len(offers) - _SHOWN_MODELS} more"
+    if not offers:
+        yield "  offers nothing"
+
+
+def _said_of(model: Model) -> str:
+    said = [f"{model.context_window:>9,} tokens"]
+    if model.images is not None:
+        said.append("images" if model.images else "no images")
+    prices = ((model.input_price, "in"), (model.output_price, "out"))
+    said += [f"{price:g} a million {way}" for price, way in prices if price is not None]
+    return ", ".join(said)
