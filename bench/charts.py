@@ -11,17 +11,20 @@ from html import escape
 import msgspec
 
 WIDTH = 760
-LEFT = 108  # where the axis stands, right of the bars' names
+LEFT = 118  # where the axis stands, right of the bars' names
 RIGHT = 84  # room for a value beside the longest bar
 PLOT = WIDTH - LEFT - RIGHT
 TOP = 58  # below the title
 BAR, BAR_GAP, GROUP_GAP = 20, 6, 14
+DIGIT = 7.5  # about the width of one
 
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328 }
 .title { font-size: 16px; font-weight: 600 }
 .soft { fill: #59636e }
 .tick { fill: #59636e; font-size: 12px }
+.value { paint-order: stroke; stroke: #ffffff; stroke-width: 4px }
+.best { font-weight: 600 }
 .ground { fill: #ffffff }
 .grid { stroke: #d8dee4; stroke-width: 1 }
 .other { fill: #a3adb8 }
@@ -32,6 +35,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 }
   .soft, .tick { fill: #9198a1 }
+  .value { stroke: #0d1117 }
   .ground { fill: #0d1117 }
   .grid { stroke: #30363d }
   .other { fill: #6e7681 }
@@ -141,7 +145,7 @@ def _draw_panel(panel: Panel, top: float) -> tuple[float, list[str]]:
             bars.append(_text(LEFT + 6, y, group.heading, "soft"))
             y += 7
         for bar in group.bars:
-            bars += _draw_bar(bar, y, scale)
+            bars += _draw_bar(bar, y, scale, panel.goal)
             y += BAR + BAR_GAP
     y += 2
     drawn: list[str] = []
@@ -155,13 +159,16 @@ def _draw_panel(panel: Panel, top: float) -> tuple[float, list[str]]:
     return y + 58, drawn
 
 
-def _draw_bar(bar: Bar, y: float, scale: float) -> list[str]:
+def _draw_bar(bar: Bar, y: float, scale: float, goal: Goal | None) -> list[str]:
     length, middle = bar.value * scale, y + BAR / 2 + 4.5
-    kind = "ours" if bar.ours else "other"
+    kind, weight = ("ours", "best") if bar.ours else ("other", "")
+    value, at = short(bar.value), LEFT + length + 8
+    if goal and at - 8 <= LEFT + goal.value * scale <= at + DIGIT * len(value):
+        at = LEFT + goal.value * scale + 6  # else the goal's line would cross it out
     return [
-        _text(LEFT - 10, middle, bar.name, "", "end"),
+        _text(LEFT - 10, middle, bar.name, weight, "end"),
         f'<rect class="{kind}" x="{LEFT}" y="{y:g}" width="{length:.1f}" height="{BAR}" rx="2"/>',
-        _text(LEFT + length + 8, middle, short(bar.value)),
+        _text(at, middle, value, f"value {weight}".rstrip()),
     ]
 
 
@@ -204,7 +211,7 @@ def _draw_curve(chart: Curve) -> tuple[float, list[str]]:
     body.append(f'<polyline class="curve" points="{path}"/>')
     for size, value in chart.points:
         body.append(f'<circle class="ours" cx="{across(size):.1f}" cy="{up(value):.1f}" r="4.5"/>')
-        body.append(_text(across(size), up(value) + 22, short(value), "", "middle"))
+        body.append(_text(across(size), up(value) + 22, short(value), "value", "middle"))
         body.append(_text(across(size), bottom + 19, _tick(size), "tick", "middle"))
     body.append(_text(LEFT + PLOT / 2, bottom + 42, chart.x_axis, "soft", "middle"))
     middle = (top + bottom) / 2

@@ -120,7 +120,7 @@ def durable_turns(run: Run) -> Section:
     cpu, rate = medians(found, turn_cpu), medians(found, turn_rate)
     if {FLOOR, OURS} <= found.keys():
         ratio = cpu[OURS] / cpu[FLOOR]
-        goals["cpu"] = times(cpu[FLOOR], "≤", TURN_TO_FLOOR, "floor’s")
+        goals["cpu"] = times(cpu[FLOOR], "≤", TURN_TO_FLOOR, "the floor’s")
         figures.append(at_most("CPU of a durable turn, to the floor’s", ratio, "×", TURN_TO_FLOOR))
     if {FLASK, OURS} <= found.keys():
         ratio = rate[OURS] / rate[FLASK]
@@ -153,7 +153,7 @@ def durable_turns(run: Run) -> Section:
 
 def times(value: float, bound: str, factor: float, whose: str) -> Goal:
     """A goal that is a multiple of another's value."""
-    return Goal(value * factor, f"goal: {bound} {factor:g} × the {whose}")
+    return Goal(value * factor, f"goal: {bound} {factor:g} × {whose}")
 
 
 def streamed_tokens(run: Run) -> Section:
@@ -164,7 +164,7 @@ def streamed_tokens(run: Run) -> Section:
     cpu = medians(found, token_cpu)
     if {FLOOR, OURS} <= found.keys():
         ratio = cpu[OURS] / cpu[FLOOR]
-        goal = times(cpu[FLOOR], "≤", TOKEN_TO_FLOOR, "floor’s")
+        goal = times(cpu[FLOOR], "≤", TOKEN_TO_FLOOR, "the floor’s")
         figures.append(
             at_most("CPU of a streamed token, to the floor’s", ratio, "×", TOKEN_TO_FLOOR)
         )
