@@ -67,6 +67,8 @@ def main(
     measures = only or list(MEASURES)
     if "d" in measures and OURS not in servers:
         measures.remove("d")  # only Turnkeeper's cost could depend on what it keeps
+    if "f" in measures and servers == [FLASK]:
+        measures.remove("f")  # it holds as many as it has threads
     allow_open_files()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)

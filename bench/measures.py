@@ -354,6 +354,8 @@ class Held(msgspec.Struct, frozen=True):
 def held_streams(run: Run) -> Section:
     """Each size once, on a server that has done nothing else: every stream is a sample."""
     sizes = [size for size in (HELD[:1] if run.quick else HELD) if fits(size, run)]
+    if not sizes:
+        raise BenchError("More open files must be permitted to hold streams; see ulimit -Hn.")
     servers = [name for name in (FLOOR, OURS) if name in run.servers]
     found: dict[str, list[Held]] = {name: [] for name in servers}
     settings = {"deltas": HELD_DELTAS, "delta_delay": HELD_DELAY}

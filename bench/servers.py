@@ -113,10 +113,12 @@ class Place:
             assert process.stdout
             with closing(process.stdin) as jobs:
                 jobs.write(msgspec.json.encode(job))
+            told = 0
             for line in process.stdout:
                 match msgspec.json.decode(line, type=Report):
                     case Progress(done):
-                        if total:
+                        if total and done != told:
+                            told = done
                             self.say(f"    {done:,} of {total:,} {of}")
                     case Failure(sentence):
                         raise BenchError(sentence)
