@@ -7,11 +7,12 @@ Three servers take turns on one core; the load generator and the model server ha
 - **Turnkeeper**: `turnkeeper serve` with a SQLite file in the checkout, thus on a real disk.
 
 Every measurement is repeated in rounds, the servers in turn within each round, and the figure is
-the median. What a server spends is read from the kernel's CPU clock of its processes, all threads
-and workers included, to the nanosecond; so a slow load generator cannot flatter anyone. It could
-only lower the turns per second, so those are shown with the share of its core that the server
-used: near 100 % the server was the limit. Every answer is compared with what the model server
-says when asked directly, so nobody is fast by failing.
+the median; slow streams and kept sessions are measured once, each being a sample. What a server
+spends is read from the kernel's CPU clock of its processes, all threads and workers included, to
+the nanosecond; so a slow load generator cannot flatter anyone. It could only lower the turns per
+second, so those are shown with the share of its core that the server used: near 100 % the server
+was the limit. Every answer is compared with what the model server says when asked directly, so
+nobody is fast by failing.
 
 The history of a durable turn: a session takes seven turns, then its client starts the next
 session. The turns of a session see 0, 2, … 12 earlier messages, six on average, all of them are

@@ -16,7 +16,7 @@ import httptools
 import msgspec
 import uvloop
 
-from bench.machine import cpu_seconds
+from bench.machine import cpu_seconds, memory_mib
 
 TURNS_PER_SESSION = 7  # histories of 0, 2, … 12 messages: six on average
 MESSAGE = "Tell me one short thing about the sea, please: why is it salty? " * 2
@@ -68,7 +68,21 @@ class Visits(msgspec.Struct, frozen=True, tag=True):
     new: int = 0
 
 
-Job = Turns | Streams | Visits
+class Hold(msgspec.Struct, frozen=True, tag=True):
+    """So many streams at once, of so many deltas each, whose text is the time they were written.
+
+    They are opened `per_second`; once all have begun and have settled, the time counts.
+    """
+
+    target: Target
+    streams: int
+    deltas: int
+    per_second: float
+    settle_seconds: float
+    seconds: float
+
+
+Job = Turns | Streams | Visits | Hold
 
 
 class Outcome(msgspec.Struct, tag=True):
@@ -80,6 +94,10 @@ class Outcome(msgspec.Struct, tag=True):
     writes: int = 0  # HTTP chunks, in a streamed answer what the server wrote at once
     first_deltas: list[float] = []
     sessions: list[str] = []
+    held: int = 0  # streams that were open at once, from the first counted moment to the last
+    errors: list[str] = []
+    memory: float = 0.0  # MiB of the server with all streams open
+    delays: list[float] = []  # seconds from the model server's write of a delta to its arrival
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -150,10 +168,34 @@ class Exchange:
         parsed = READ_EVENT.decode(data)
         piece = parsed.choices[0].delta.content if parsed.choices else parsed.text
         if piece:
-            if not self.pieces:
-                self.first_delta = time.perf_counter() - self.begun
-            self.pieces.append(piece)
+            self.take(piece)
         self.session_id = parsed.session_id or self.session_id
+
+    def take(self, piece: str) -> None:
+        if not self.pieces:
+            self.first_delta = time.perf_counter() - self.begun
+        self.pieces.append(piece)
+
+
+class HeldExchange(Exchange):
+    """A stream of deltas that say when they were written."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(streamed=True)
+        self.outcome = outcome
+
+    def take(self, piece: str) -> None:
+        now = time.monotonic_ns()
+        if not self.pieces:
+            self.outcome.held += 1
+        self.pieces.append(piece)
+        self.outcome.delays += [(now - int(stamp)) / 1e9 for stamp in piece.split()]
+
+    def check(self, deltas: int) -> None:
+        """Every delta must have come, in order."""
+        stamps = [int(stamp) for stamp in "".join(self.pieces).split()]
+        if len(stamps) != deltas or stamps != sorted(stamps):
+            raise LoadError(f"A stream had {len(stamps)} of {deltas} deltas, or not in order.")
 
 
 class Connection(asyncio.Protocol):
@@ -225,15 +267,8 @@ class Client:
 
     async def take_turn(self) -> None:
         """One turn in the client's session, or in a new one if it has none."""
-        if self.connection is None or self.connection.closed:
-            loop = asyncio.get_running_loop()
-            _, self.connection = await loop.create_connection(
-                Connection, "127.0.0.1", self.target.port
-            )
-        body = self.body()
         exchange = Exchange(self.streamed)
-        self.connection.send(b"%b%d\r\n\r\n%b" % (self.head, len(body), body), exchange)
-        await exchange.done
+        await self.ask(exchange)
         if self.streamed:
             text = "".join(exchange.pieces)
             self.session_id = exchange.session_id
@@ -247,6 +282,17 @@ class Client:
         if text != self.target.expected:
             raise LoadError(f"The server answered {text[:100]!r}, the model had said otherwise.")
         self.outcome.turns += 1
+
+    async def ask(self, exchange: Exchange) -> None:
+        """Send the message; returns when the answer is complete."""
+        if self.connection is None or self.connection.closed:
+            loop = asyncio.get_running_loop()
+            _, self.connection = await loop.create_connection(
+                Connection, "127.0.0.1", self.target.port
+            )
+        body = self.body()
+        self.connection.send(b"%b%d\r\n\r\n%b" % (self.head, len(body), body), exchange)
+        await exchange.done
 
     def body(self) -> bytes:
         if self.target.direct:
@@ -330,6 +376,39 @@ async def run_visits(job: Visits, outcome: Outcome) -> Outcome:
     return outcome
 
 
+async def run_hold(job: Hold, outcome: Outcome) -> Outcome:
+    errors: list[str] = []
+    ended = 0
+
+    async def hold(number: int) -> None:
+        nonlocal ended
+        await asyncio.sleep(number / job.per_second)
+        exchange = HeldExchange(outcome)
+        try:
+            await Client(job.target, outcome, streamed=True).ask(exchange)
+            exchange.check(job.deltas)
+        except (LoadError, OSError) as error:
+            errors.append(str(error))
+        ended += 1
+
+    streams = asyncio.gather(*(hold(number) for number in range(job.streams)))
+    patience = time.monotonic() + 2 * job.streams / job.per_second + PATIENCE
+    while outcome.held + ended < job.streams and time.monotonic() < patience:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(job.settle_seconds)
+    begun = outcome.held
+    async with measured(outcome, job.target.pids):
+        outcome.held = begun
+        await asyncio.sleep(job.seconds)
+    counted = msgspec.structs.replace(outcome, delays=list(outcome.delays))
+    counted.held = begun - ended
+    counted.memory = memory_mib(job.target.pids)
+    await streams
+    counted.errors = errors[:5]
+    counted.turns = job.streams - len(errors)
+    return counted
+
+
 async def together(doings: Iterator[Awaitable[None]]) -> None:
     await asyncio.gather(*doings)
 
@@ -345,21 +424,23 @@ async def run(job: Job) -> Outcome:
                 return await run_streams(job, outcome)
             case Visits():
                 return await run_visits(job, outcome)
+            case Hold():
+                return await run_hold(job, outcome)
     finally:
         telling.cancel()
 
 
 async def tell_progress(outcome: Outcome) -> None:
-    """A line now and then; ends the process when no turn has ended for a while."""
-    last, since = -1, time.monotonic()
+    """A line now and then; ends the process when nothing has come for a while."""
+    last, since = (-1, -1), time.monotonic()
     while True:
         await asyncio.sleep(TELL_EVERY)
-        if outcome.turns != last:
-            last, since = outcome.turns, time.monotonic()
+        if (outcome.turns, len(outcome.delays)) != last:
+            last, since = (outcome.turns, len(outcome.delays)), time.monotonic()
         elif time.monotonic() - since > PATIENCE:
-            tell(Failure(f"No turn ended in {PATIENCE:.0f} seconds."))
+            tell(Failure(f"Nothing came in {PATIENCE:.0f} seconds."))
             raise SystemExit(1)
-        tell(Progress(outcome.turns))
+        tell(Progress(outcome.held or outcome.turns))
 
 
 def tell(report: Report) -> None:

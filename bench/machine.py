@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import sqlite3
 import statistics
 import time
@@ -74,6 +75,16 @@ def memory_mib(pids: list[int]) -> float:
             if line.startswith("Pss:" if len(pids) > 1 else "Rss:"):
                 kib += int(line.split()[1])
     return kib / 1024
+
+
+def allow_open_files() -> None:
+    """As many open files as the machine permits, for us and for the processes we start."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def fsync_ms(directory: Path, times: int = 200) -> float:

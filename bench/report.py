@@ -7,6 +7,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.charts import Chart, draw
+
+IMAGES = "images"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
@@ -23,18 +26,19 @@ class Figure(msgspec.Struct, frozen=True):
     @property
     def cells(self) -> list[str]:
         verdict = "met" if self.met else "NOT met"
-        value = f"{number(self.value)} {self.unit}"
-        return [self.name, value, f"{self.bound} {self.goal:g} {self.unit}", verdict]
+        value = f"{number(self.value)} {self.unit}".rstrip()
+        return [self.name, value, f"{self.bound} {self.goal:g} {self.unit}".rstrip(), verdict]
 
 
 class Section(msgspec.Struct, frozen=True):
-    """One measurement: how it was made, what it found, the figures that have a goal."""
+    """One measurement: how it was made, what it found, the figures that have a goal, a chart."""
 
     title: str
     method: str
     columns: list[str]
     rows: list[list[str]]
     figures: list[Figure]
+    chart: Chart | None = None
 
 
 class Results(msgspec.Struct, frozen=True):
@@ -52,7 +56,9 @@ def at_least(name: str, value: float, unit: str, goal: float) -> Figure:
 
 
 def number(value: float) -> str:
-    """Three digits that matter: 1,234 · 98.7 · 1.23 · 0.045."""
+    """Three digits that matter: 1,234 · 98.7 · 1.23; none of nothing."""
+    if value == 0:
+        return "0"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -83,7 +89,15 @@ def table(columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def write_markdown(results: Results, path: Path) -> None:
-    """Puts the figures between the two markers of the file; the rest of it stays as it is."""
+    """Puts the figures between the two markers of the file; the rest of it stays as it is.
+
+    The charts go into the folder `images` beside it.
+    """
+    images = path.parent / IMAGES
+    images.mkdir(exist_ok=True)
+    for section in results.sections:
+        if section.chart:
+            (images / file_name(section.chart)).write_text(draw(section.chart))
     text = path.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -103,8 +117,15 @@ def markdown(results: Results) -> str:
     parts = [origin(results), markdown_table(GOAL_COLUMNS, figures)]
     for section in results.sections:
         parts.append(f"### {section.title}\n\n{section.method}")
+        if section.chart:
+            link = f"{IMAGES}/{file_name(section.chart)}"
+            parts.append(f"![{section.chart.title}]({link})")
         parts.append(markdown_table(section.columns, section.rows))
     return "\n\n".join(parts)
+
+
+def file_name(chart: Chart) -> str:
+    return f"bench-{chart.name}.svg"
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:

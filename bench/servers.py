@@ -58,11 +58,16 @@ class Place:
 
     @contextmanager
     def model_server(
-        self, deltas: int, first_delay: float = 0, delta_delay: float = 0, one_write: bool = False
+        self,
+        deltas: int,
+        first_delay: float = 0,
+        delta_delay: float = 0,
+        stamped: bool = False,
+        one_write: bool = False,
     ) -> Iterator[ModelServer]:
         command = [*MODEL_SERVER, "--port=0", f"--deltas={deltas}"]
         command += [f"--first-delay={first_delay}", f"--delta-delay={delta_delay}"]
-        command += ["--one-write"] * one_write
+        command += ["--stamped"] * stamped + ["--one-write"] * one_write
         pipes = {"stdout": subprocess.PIPE, "env": ENVIRONMENT}
         with (
             (self.directory / "model_server.log").open("wb") as log,
@@ -99,7 +104,7 @@ class Place:
                 took = time.perf_counter() - begun
                 yield Server(name, port, family(process.pid), took)
 
-    def load(self, job: Job, total: int = 0) -> Outcome:
+    def load(self, job: Job, total: int = 0, of: str = "turns") -> Outcome:
         """Runs the job in a load generator of its own, telling how far of the total it is."""
         command = [sys.executable, "-m", "bench.load"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": ENVIRONMENT}
@@ -108,11 +113,13 @@ class Place:
             assert process.stdout
             with closing(process.stdin) as jobs:
                 jobs.write(msgspec.json.encode(job))
+            told = 0
             for line in process.stdout:
                 match msgspec.json.decode(line, type=Report):
                     case Progress(done):
-                        if total:
-                            self.say(f"    {done:,} of {total:,} turns")
+                        if total and done != told:
+                            told = done
+                            self.say(f"    {done:,} of {total:,} {of}")
                     case Failure(sentence):
                         raise BenchError(sentence)
                     case Outcome() as outcome:

@@ -16,6 +16,7 @@ import json
 import re
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,14 @@ class Send:
     """Write these bytes to the socket as they are, in one write."""
 
     data: bytes
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Write these bytes with the time between them: nanoseconds of the machine's own clock."""
+
+    before: bytes
+    after: bytes
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Reset:
     """Break the connection (RST)."""
 
 
-Step = Send | Sleep | Wait | Hang | Cut | Reset
+Step = Send | Stamp | Sleep | Wait | Hang | Cut | Reset
 Usage = Literal["extra", "last", "none"]
 
 BEFORE = -1  # before any byte of the answer
@@ -82,6 +91,7 @@ class Plan:
         at: steps to take in the middle of the answer, by place: `BEFORE`, `HEAD`, n for after
             the nth delta, `FINISHED`. After a `Hang`, `Cut` or `Reset` nothing more is sent.
         first_delay, delta_delay: seconds before the headers, and between deltas.
+        stamped: a streamed delta's text is the time of its write in place of its own.
         one_write: the whole stream leaves in a single write.
         role_first, null_first: a first chunk with the role, or with `content: null`, and no text.
         extra_fields: every chunk carries fields that OpenAI's documents do not name.
@@ -100,6 +110,7 @@ class Plan:
     at: Mapping[int, Step] = field(default_factory=dict)
     first_delay: float = 0
     delta_delay: float = 0
+    stamped: bool = False
     one_write: bool = False
     role_first: bool = True
     null_first: bool = False
@@ -225,12 +236,21 @@ def _events(plan: Plan) -> Iterator[bytes | Step]:
         if plan.delta_delay and number > 1:
             yield Sleep(plan.delta_delay)
         usage = _usage(plan) if plan.usage == "last" and number == len(plan.deltas) else None
-        yield _chunk(plan, {"content": delta}, usage=usage)
+        yield _stamp(plan) if plan.stamped else _chunk(plan, {"content": delta}, usage=usage)
         if number in plan.at:
             yield plan.at[number]
     yield from map(_event, plan.chunks)
     yield from (_event(msgspec.json.encode(error)) for error in plan.errors)
     yield from _ending(plan)
+
+
+_TIME = b"%020d"  # a place of fixed width, since the chunk's length goes before it
+
+
+def _stamp(plan: Plan) -> Stamp:
+    place = _TIME % 0
+    before, _, after = _http_chunk(_chunk(plan, {"content": f"{place.decode()} "})).partition(place)
+    return Stamp(before, after)
 
 
 def _ending(plan: Plan) -> Iterator[bytes | Step]:
@@ -467,6 +487,8 @@ class _Connection(asyncio.Protocol):
             match step:
                 case Send(data):
                     self._transport.write(data)
+                case Stamp(before, after):
+                    self._transport.write(before + _TIME % time.monotonic_ns() + after)
                 case Sleep(seconds):
                     await asyncio.sleep(seconds)
                 case Wait(event):
@@ -513,13 +535,23 @@ async def _serve(plan: Plan, port: int) -> None:
 @click.option("--deltas", default=200, help="Pieces of text in each reply.")
 @click.option("--first-delay", default=0.0, help="Seconds before the headers.")
 @click.option("--delta-delay", default=0.0, help="Seconds between deltas.")
+@click.option("--stamped", is_flag=True, help="A delta's text is the time of its write.")
 @click.option("--one-write", is_flag=True, help="Send each stream in a single write.")
-def main(port: int, deltas: int, first_delay: float, delta_delay: float, one_write: bool) -> None:
+def main(
+    *,
+    port: int,
+    deltas: int,
+    first_delay: float,
+    delta_delay: float,
+    stamped: bool,
+    one_write: bool,
+) -> None:
     """Answer every call alike, until killed."""
     plan = Plan(
         deltas=tuple(f"word{number} " for number in range(deltas)),
         first_delay=first_delay,
         delta_delay=delta_delay,
+        stamped=stamped,
         one_write=one_write,
     )
     uvloop.run(_serve(plan, port))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import signal
 import socket
 import sqlite3
@@ -161,6 +162,23 @@ async def test_it_serves_from_postgres(
 
 
 # --- Clients -----------------------------------------------------------------------------------
+
+
+async def test_a_low_soft_limit_on_open_files_is_raised(
+    model_server: ModelServer, tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        server = server_of(model_server, tmp_path).start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    model_server.script = lambda _: Plan(at={1: Hang()})
+    with server:
+        streams = [await stream(http, server, "Hello", f"s{number}") for number in range(40)]
+        for held in streams:
+            await held.read_until(1)
+        assert all(held.text for held in streams)
 
 
 async def test_200_clients_in_50_sessions(

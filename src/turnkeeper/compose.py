@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import logging
+import resource
 import secrets
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -36,6 +37,7 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     Raises:
         ConfigError: the server cannot start as it is configured.
     """
+    _allow_open_files()
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_engine(config) as engine:
@@ -44,6 +46,17 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
             await _Server(web, engine, config.grace).serve_on(
                 listener, lambda: announce(_address(listener), engine.models[0].id)
             )
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit on open files to the hard one: a stream holds two sockets.
+
+    Most systems start a process with 1,024, which is 500 streams; the limit is that low for
+    programs that call select(2), and nothing here does.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS calls the hard limit infinite and takes less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _calm_collector() -> None:
