@@ -12,7 +12,9 @@ from turnkeeper.compose import open_engine
 from turnkeeper.config import read_config
 from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, ProviderError, TurnEnded, UnknownModel
-from turnkeeper.providers.openai import ListedModel, OpenAIProvider, Timeouts
+from turnkeeper.providers.completions import ListedModel
+from turnkeeper.providers.faults import Timeouts
+from turnkeeper.providers.openai import OpenAIProvider
 
 NOWHERE = "http://127.0.0.1:1/v1"
 

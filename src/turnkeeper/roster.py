@@ -17,8 +17,10 @@ from turnkeeper.domain import Model
 from turnkeeper.errors import ConfigError, ProviderError
 from turnkeeper.offers import Offers, make_offers
 from turnkeeper.providers import catalog
+from turnkeeper.providers.completions import ListedModel
 from turnkeeper.providers.eliza import Eliza
-from turnkeeper.providers.openai import ListedModel, OpenAIProvider, Timeouts
+from turnkeeper.providers.faults import Timeouts
+from turnkeeper.providers.openai import OpenAIProvider
 
 LIST_SECONDS = 5.0  # for a provider to say what it offers; less if it has less for a reply
 ELIZA_PACE = 0.03  # seconds a word: so that one sees it stream

@@ -38,7 +38,8 @@ from turnkeeper.errors import ConfigError, ProviderError
 from turnkeeper.events import TextDelta, UsageReport
 from turnkeeper.providers import catalog
 from turnkeeper.providers.eliza import Eliza
-from turnkeeper.providers.openai import OpenAIProvider, Timeouts, parse_retry_after
+from turnkeeper.providers.faults import Timeouts, parse_retry_after
+from turnkeeper.providers.openai import OpenAIProvider
 
 KEY = "sk-very-secret-0123456789"
 MODELS = (Model("scripted", "Scripted", 8000),)

@@ -1,0 +1,314 @@
+"""OpenAI's chat completions as bytes: what is sent, and what is made of what comes back.
+
+Pure: knows the dialect and its many variants, not how the bytes travel.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from turnkeeper import sse
+from turnkeeper.domain import (
+    Item,
+    Message,
+    Prompt,
+    Reasoning,
+    ToolCall,
+    ToolResult,
+    Usage,
+    storable,
+)
+from turnkeeper.errors import ProviderError
+from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.providers.faults import Words, parse_json
+
+_MOST_TOKENS = 2**53  # a count from here on is none, and no database holds it
+_MODEL_ID = 200  # characters of a model's id at most
+
+
+# --- What is sent ------------------------------------------------------------------------------
+
+
+def encode_request(prompt: Prompt) -> bytes:
+    """The body of a call: a stream is asked for, with a count of tokens at its end."""
+    return msgspec.json.encode(
+        {
+            "model": prompt.model,
+            "messages": _chat_messages(prompt.items),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    )
+
+
+def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] | None = None  # of the newest message, while calls follow
+    for item in items:
+        match item:
+            case Message(role=role, text=text):
+                messages.append({"role": role, "content": text})
+                calls = None
+            case ToolCall():
+                if calls is None:
+                    calls = []
+                    messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+                calls.append(_tool_call(item))
+            case ToolResult(call_id=call_id, output=output):
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
+                calls = None
+            case Reasoning():
+                pass
+    return messages
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+# --- What comes back ---------------------------------------------------------------------------
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: Any = None  # text, as a rule
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_decode_json = msgspec.json.Decoder(_Chunk).decode
+_decode_many = msgspec.json.Decoder(list[_Chunk]).decode
+
+_DONE = b"\n\ndata: [DONE]"
+
+
+def _decode_plain(data: bytes) -> tuple[list[_Chunk], bool] | None:
+    """The chunks in `data`, and whether `[DONE]` follows, if it is nothing but plain events.
+
+    Plain are whole events of one `data:` line each, as providers send them: put together they
+    are one JSON array, decoded at once. JSON holds no line ends, so nothing else can look like
+    the seam between two. None for all that is not so simple, which is then read with care.
+    """
+    if not (data.startswith(b"data: {") and data.endswith(b"\n\n")):
+        return None
+    body = data[6:-2]
+    done = body.endswith(_DONE)
+    if done:
+        body = body[: -len(_DONE)]
+    try:
+        chunks = _decode_many(b"[%b]" % body.replace(b"\n\ndata: ", b","))
+    except (ValueError, RecursionError):
+        return None
+    return None if any(chunk.error is not None for chunk in chunks) else (chunks, done)
+
+
+def _decode_chunk(data: bytes) -> _Chunk | None:
+    """The chunk in `data`, if it is one.
+
+    msgspec refuses JSON with bad UTF-8 and with the escape of a lone surrogate, which some
+    models do write; the standard library does not. Neither may fail a turn.
+    """
+    try:
+        return _decode_json(data)
+    except (ValueError, RecursionError):
+        if not data:  # some keep a connection alive with events of nothing
+            return _Chunk()
+        with suppress(ValueError, RecursionError):
+            return msgspec.convert(json.loads(data.decode("utf-8", "replace")), _Chunk)
+        return None
+
+
+class IncomingReply:
+    """From the bytes of one stream to events, and to the verdict on it.
+
+    Attributes:
+        done: `[DONE]` was read.
+        over: nothing more needs to be read: done, or something is wrong.
+    """
+
+    def __init__(self, words: "Words") -> None:
+        self._words = words
+        self._reader = sse.Reader()
+        self._fault: ProviderError | None = None
+        self._finished = False  # the model said why it stopped: the text is whole
+        self._has_events = False
+        self._has_text = False
+        self.done = False
+        self.over = False
+
+    def feed(self, data: bytes) -> list[ProviderEvent]:
+        """What these bytes say; a fault among them comes out of `check`, after what preceded it."""
+        texts: list[str] = []
+        usage: Any = None
+        for chunk in self._chunks(data):
+            if chunk.choices:
+                self._take(chunk.choices, texts)
+            usage = chunk.usage or usage
+        events: list[ProviderEvent] = []
+        if texts:
+            self._has_text = True
+            events.append(TextDelta(storable("".join(texts))))
+        report = _usage_report(usage) if usage is not None else None
+        if report is not None:
+            events.append(report)
+        return events
+
+    def lose(self, fault: ProviderError) -> None:
+        """The connection is gone. That matters unless the model had said that it was finished."""
+        if not self._finished:
+            self._fail(fault)
+
+    def check(self) -> None:
+        """Return if this was a whole reply.
+
+        Raises:
+            ProviderError: it was not.
+        """
+        if self._fault is not None:
+            raise self._fault
+        if not self._has_events:
+            raise self._words.fault("provider_malformed", "answered with no event stream")
+        if not (self.done or self._finished):
+            raise self._words.fault("provider_cut_off", "ended its reply in the middle")
+        if not self._has_text:
+            raise self._words.fault("provider_empty_reply", "replied without a word")
+
+    def _fail(self, fault: ProviderError) -> None:
+        self._fault = fault
+        self.over = True
+
+    def _chunks(self, data: bytes) -> Iterable[_Chunk]:
+        plain = _decode_plain(data) if self._reader.at_rest else None
+        if plain is None:
+            return self._read_chunks(data)
+        chunks, done = plain
+        self._has_events = True
+        self.done = self.over = done
+        return chunks
+
+    def _read_chunks(self, data: bytes) -> Iterator[_Chunk]:
+        for event in self._read(data):
+            chunk = self._decode(event)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _read(self, data: bytes) -> list[sse.Event]:
+        try:
+            return self._reader.feed(data)
+        except ValueError:
+            self._fail(self._words.fault("provider_malformed", "sent an event without an end"))
+            return []
+
+    def _decode(self, event: sse.Event) -> _Chunk | None:
+        """The chunk in an event; None when the stream is over with it."""
+        self._has_events = True
+        data = event.data
+        if data == b"[DONE]":
+            self.done = self.over = True
+            return None
+        chunk = _decode_chunk(data)
+        if chunk is None:
+            self._fail(self._words.fault("provider_malformed", "sent what is no chunk of JSON"))
+            return None
+        if chunk.error is not None or event.name == "error":
+            self._fail(self._words.reported(parse_json(data)))
+            return None
+        return chunk
+
+    def _take(self, choices: list[_Choice], texts: list[str]) -> None:
+        for choice in choices:
+            if choice.index != 0:  # one was asked for
+                continue
+            if choice.delta is not None and (text := _text_of(choice.delta.content)):
+                texts.append(text)
+            if choice.finish_reason is not None:
+                self._finished = True
+
+
+def _usage_report(usage: Any) -> UsageReport | None:
+    """The provider's count, if it is one: what is no sensible number is no report."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is None or completion is None:
+        return None
+    return UsageReport(Usage(prompt, completion))
+
+
+def _count(number: Any) -> int | None:
+    if number is None:
+        return 0
+    return number if isinstance(number, int) and 0 <= number < _MOST_TOKENS else None
+
+
+def _text_of(content: Any) -> str:
+    """A delta's text; some send a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+# --- What is offered --------------------------------------------------------------------------
+
+
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model as its endpoint lists it. `context_window` where the list says so."""
+
+    id: str
+    context_window: int | None = None
+
+
+class _ListEntry(msgspec.Struct):
+    """OpenAI's own list has only ids; the windows are Groq's, OpenRouter's and vLLM's."""
+
+    id: str
+    context_window: Any = None
+    context_length: Any = None
+    max_model_len: Any = None
+
+    @property
+    def window(self) -> int | None:
+        for tokens in (self.context_window, self.context_length, self.max_model_len):
+            if type(tokens) is int and tokens >= _LEAST_WINDOW:
+                return tokens
+        return None
+
+
+NO_SUCH_PAGE = frozenset({404, 405, 501})
+_LEAST_WINDOW = 256  # tokens; what claims less means something else
+
+
+class _List(msgspec.Struct):
+    data: list[_ListEntry]
+
+
+_decode_list = msgspec.json.Decoder(_List | list[_ListEntry]).decode  # some send the bare array
+
+
+def decode_models(body: bytes) -> Sequence[ListedModel] | None:
+    """The models in an answer, None if it is no list of them."""
+    try:
+        value = _decode_list(body)
+    except (ValueError, RecursionError):
+        return None
+    models: dict[str, ListedModel] = {}
+    for entry in value.data if isinstance(value, _List) else value:
+        if 0 < len(entry.id) <= _MODEL_ID and entry.id.isprintable():
+            models.setdefault(entry.id, ListedModel(entry.id, entry.window))
+    return tuple(models.values())
