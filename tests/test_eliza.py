@@ -20,10 +20,11 @@ LISTS = {
     "foreign": SCRIPT.foreign,
     "none": SCRIPT.none,
 }
+MEMORIES = SCRIPT.memory
 SENTENCES = [
     SCRIPT.greeting,
     *(line for lines in LISTS.values() for line in lines),
-    *(line for rule in RULES for line in rule.say),
+    *(line for rule in (*RULES, *MEMORIES) for line in rule.say),
 ]
 
 
@@ -101,6 +102,7 @@ async def test_pace_is_kept_between_words():
 @pytest.mark.parametrize(
     ("said", "answer"),
     [
+        ("Nothing grows", "Really nothing? Could there be one exception?"),
         ("I think you are mean to me", "What speaks for it that I am mean to you?"),
         ("I am proud of my work", "How good to hear! What made you proud?"),
         ("I’m Your twin", "Since when are you my twin?"),
@@ -137,6 +139,101 @@ def test_ten_turns_read_without_a_repeated_reply(interpreter):
     ]
     replies = [interpreter.answer(said[: turn + 1]) for turn in range(len(said))]
     assert len(set(replies)) == len(said)
+
+
+TWENTY_TURNS = """\
+Hello
+My sister is moving to Norway next month
+We grew up in the same room
+I think she is brave
+It snows there a lot
+I am a bit afraid of the winter
+Yes
+Mountains, mostly
+Because the flights are so expensive
+Maybe in spring
+Nothing will be the same
+Do you have a sister?
+You are a good listener
+Anyway, it rained all day
+I made soup
+Lentils and lemon
+I can't sleep lately
+What should one do?
+The moon was out
+Thank you, goodbye""".splitlines()
+
+
+def conversation(interpreter: Interpreter, said: list[str]) -> list[str]:
+    return [interpreter.answer(said[: turn + 1]) for turn in range(len(said))]
+
+
+def test_twenty_turns_stay_pleasant(interpreter):
+    replies = conversation(interpreter, TWENTY_TURNS)
+    assert len(replies) == len(set(replies)) == 20
+    assert all(re.fullmatch(r"[A-Z].{8,}[.?!]", reply) for reply in replies)
+    assert replies[7] == (
+        "Earlier you said that your sister is moving to Norway next month."
+        " Does that have something to do with this?"
+    )
+    assert replies[13].startswith("You also said that you are a bit afraid of the winter.")
+
+
+def test_one_tale_of_twenty_turns_in_which_hardly_a_word_is_known(interpreter):
+    said = ["My cello is out of tune", *(f"zebra {number}" for number in range(19))]
+    replies = conversation(interpreter, said)
+    assert sum("cello" in reply for reply in replies[1:]) == 1
+    assert len(set(replies[:13])) == 13  # then all that can be said to nothing has been said
+
+
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("I lost my keys", "You told me that you lost your keys."),
+        ("Well, I think my mother hates me", "You told me that you think your mother hates you."),
+        ("My boss was angry with me", "Earlier you said that your boss was angry with you."),
+        ("I'm new in town", "A while ago you told me that you are new in town."),
+        ("I wanna dance", "Earlier you spoke of something else: that you want to dance."),
+        ("It happened to MY Brother", "Earlier you mentioned your brother."),
+    ],
+)
+def test_earlier_words_come_back_when_no_rule_fits(interpreter, said, memory):
+    assert memory in interpreter.answer([said, "zebra"])
+    assert memory not in interpreter.answer([said, "yes", "zebra"]), "only now and then"
+    assert memory in interpreter.answer([said, "yes", "zebra", "zebra"])
+
+
+def test_a_message_that_a_rule_fits_is_answered_itself(interpreter):
+    assert "keys" not in interpreter.answer(["I lost my keys", "Yes"])
+
+
+def test_what_came_back_does_so_once_however_long_the_talk(interpreter):
+    said = []
+    for number in range(100):
+        said += [
+            f"My uncle is {number} years old",
+            *["zebra"] * (number % 4),
+            *["yes"] * (number % 3),
+        ]
+    replies = [interpreter.answer(said[: turn + 1]) for turn in range(len(said))]
+    came_back = [
+        re.search(r"your uncle is \d+", reply)[0]
+        for text, reply in zip(said, replies, strict=True)
+        if text == "zebra" and "your uncle is" in reply
+    ]
+    assert len(came_back) == len(set(came_back)) > 50
+
+
+@pytest.mark.parametrize("rule", MEMORIES, ids=lambda rule: rule.example)
+def test_every_memory_can_be_reached_and_told_in_all_its_ways(interpreter, rule):
+    memory = interpreter.remember(rule.example)
+    assert memory.say is rule.say
+    assert not any("{" in line.format("", *memory.parts) for line in memory.say)
+
+
+@pytest.mark.parametrize("text", ["", "What is your name?", "zebra", "{}", "мой", "My, oh my!"])
+def test_not_everything_is_remembered(interpreter, text):
+    assert interpreter.remember(text) is None
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.example)
@@ -186,7 +283,7 @@ def test_every_word_of_every_keyword_gets_an_answer(interpreter):
                 assert interpreter.answer([spelling])
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.example)
+@pytest.mark.parametrize("rule", [*RULES, *MEMORIES], ids=lambda rule: rule.example)
 def test_an_answer_shows_only_parts_that_are_there(rule: Rule):
     places = ["", *rule.when.split()]
     for line in rule.say:
@@ -195,7 +292,7 @@ def test_an_answer_shows_only_parts_that_are_there(rule: Rule):
 
 
 def test_no_pattern_has_so_many_gaps_that_fitting_takes_long():
-    assert all(sum(rule.when.count(gap) for gap in "*+") <= 3 for rule in RULES)
+    assert all(sum(rule.when.count(gap) for gap in "*+") <= 3 for rule in (*RULES, *MEMORIES))
 
 
 def test_sentences_are_whole_and_none_stands_twice():
@@ -224,9 +321,10 @@ def test_words_of_the_script_are_in_small_letters_and_within_what_is_looked_up()
         "\n" * 1_000_000 + "i",
         "i " * 500 + "you",
         "a" + "\u0301" * 1_000_000,
+        "my x is y i am " * 100_000,
         "{0} {99} {} %s \\ $ my $ you $",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_no_text_takes_long(interpreter, text):
     started = time.perf_counter()
@@ -242,8 +340,27 @@ def test_nothing_raises(texts):
 
 @given(
     st.lists(
-        st.sampled_from(["i", "you", "my", "am", "are", "me", "{0}", "$", ",", "I'm"]), max_size=40
+        st.sampled_from(
+            [
+                "i",
+                "you",
+                "my",
+                "is",
+                "want",
+                "to",
+                "mother",
+                "am",
+                "are",
+                "me",
+                "{0}",
+                "$",
+                ",",
+                "I'm",
+            ]
+        ),
+        max_size=40,
     )
 )
 def test_nothing_raises_on_words_it_knows(words):
     assert Interpreter(SCRIPT).answer([" ".join(words)]).strip()
+    assert Interpreter(SCRIPT).answer([" ".join(words), "zebra"]).strip()

@@ -11,12 +11,17 @@ import uvloop
 
 from turnkeeper.config import SETTINGS, Config, Setting, read_config, shown_database
 from turnkeeper.errors import ConfigError
+from turnkeeper.upkeep import backup, sessions, vacuum
 
 
 @click.group()
 @click.version_option(package_name="turnkeeper")
 def main() -> None:
     """Turnkeeper keeps chat sessions: it never loses a turn and never doubles one."""
+
+
+for _command in (backup, vacuum, sessions):
+    main.add_command(_command)
 
 
 def _option(setting: Setting) -> Any:

@@ -21,12 +21,15 @@ from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.offers import Offers
 from turnkeeper.roster import open_roster
+from turnkeeper.stores import sqlite, upkeep
 from turnkeeper.stores.sql import SqlStore
-from turnkeeper.stores.sqlite import open_sqlite
+from turnkeeper.stores.sqlite import open_sqlite, visit_sqlite
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
 log = logging.getLogger(__name__)
+
+_SQLITE = "sqlite:///"
 
 
 async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
@@ -108,12 +111,16 @@ async def _settle(store: Store) -> int:
 
 async def open_store(url: str) -> Store:
     """The store at a database URL, locked and migrated."""
-    if url.startswith("sqlite:///"):
-        return SqlStore(open_sqlite(Path(url.removeprefix("sqlite:///"))))
+    if url.startswith(_SQLITE):
+        return SqlStore(open_sqlite(_file(url)))
     # Here, so that those who use SQLite need not carry asyncpg in memory.
     from turnkeeper.stores.postgres import open_postgres  # noqa: PLC0415
 
     return SqlStore(await open_postgres(url))
+
+
+def _file(url: str) -> Path:
+    return Path(url.removeprefix(_SQLITE))
 
 
 def _policy(config: Config) -> Policy:
@@ -139,6 +146,57 @@ def _now() -> int:
 
 def _new_id() -> str:
     return make_session_id(time.time_ns() // 1000, secrets.randbits(76))
+
+
+# --- Commands, beside a server or without one --------------------------------------------------
+
+
+@asynccontextmanager
+async def visit_store(url: str) -> AsyncIterator[Store]:
+    """The store at a database URL for a command: not locked, not migrated, nothing settled."""
+    if url.startswith(_SQLITE):
+        store = SqlStore(visit_sqlite(_file(url)))
+    else:
+        from turnkeeper.stores.postgres import visit_postgres  # noqa: PLC0415
+
+        store = SqlStore(await visit_postgres(url))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def without_server(url: str) -> AsyncIterator[bool]:
+    """Whether no server has the database; if so, none can start until this is left."""
+    if url.startswith(_SQLITE):
+        with sqlite.without_server(_file(url)) as alone:
+            yield alone
+    else:
+        from turnkeeper.stores import postgres  # noqa: PLC0415
+
+        async with postgres.without_server(url) as alone:
+            yield alone
+
+
+def back_up(url: str, target: Path, *, force: bool, progress: upkeep.Progress) -> upkeep.Backup:
+    """Copy a SQLite database to a file; see `stores.upkeep.back_up`.
+
+    Raises:
+        ConfigError: it is PostgreSQL; or what `stores.upkeep.back_up` says.
+    """
+    if not url.startswith(_SQLITE):
+        raise ConfigError("The database is PostgreSQL: its own pg_dump makes backups of it")
+    return upkeep.back_up(_file(url), target, force=force, progress=progress)
+
+
+async def vacuum(url: str) -> tuple[int, int]:
+    """Give the space of deleted rows back; the database's bytes before and after."""
+    if url.startswith(_SQLITE):
+        return upkeep.vacuum(_file(url))
+    from turnkeeper.stores.postgres import vacuum_postgres  # noqa: PLC0415
+
+    return await vacuum_postgres(url)
 
 
 # --- Listening ---------------------------------------------------------------------------------

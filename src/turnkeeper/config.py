@@ -339,6 +339,27 @@ def read_config(
     return Config(**values, providers=providers)
 
 
+def read_setting(
+    name: str,
+    options: Mapping[str, str | None],
+    environment: Mapping[str, str] = os.environ,
+    folder: Path = Path(),
+) -> Any:
+    """One setting, for a command that needs no other: of the rest, none has to be right.
+
+    Raises:
+        ConfigError: it is wrong, or a file that might hold it cannot be read.
+    """
+    problems: list[str] = []
+    dotenv = _read_dotenv(folder / ".env", problems)
+    _, toml = _read_toml(options.get("config"), problems)
+    setting = next(setting for setting in SETTINGS if setting.name == name)
+    value = _value(setting, options, (environment, dotenv), toml, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return value
+
+
 def _read_dotenv(path: Path, problems: list[str]) -> Mapping[str, str]:
     try:
         return {name: value for name, value in dotenv_values(path).items() if value is not None}

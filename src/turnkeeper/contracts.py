@@ -13,9 +13,11 @@ from turnkeeper.domain import (
     Ending,
     History,
     Item,
+    ListedItem,
     Model,
     ModelChoice,
     Prompt,
+    Session,
     SessionSummary,
     Turn,
     TurnRef,
@@ -142,6 +144,44 @@ class Store(Protocol):
 
     async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
         """The owner's sessions that hold a user's or assistant's message, oldest first."""
+        ...
+
+    async def list_newest(self, owner: str, limit: int) -> Sequence[Session]:
+        """The owner's `limit` newest sessions, newest first; those without a message too."""
+        ...
+
+    async def get_session(self, owner: str, session: SessionChoice) -> Session:
+        """A session of the owner's.
+
+        Raises:
+            SessionNotFound: no such session, or not the owner's; an alias nobody used.
+        """
+        ...
+
+    async def list_items(
+        self, owner: str, session: SessionChoice, after: tuple[int, int] | None, limit: int
+    ) -> Sequence[ListedItem]:
+        """The next items of a session in order, at most `limit`, of whatever kind and state.
+
+        `after` is the turn and position of the last one known, None for the beginning.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def delete_session(
+        self, owner: str, session: SessionChoice, *, if_idle: bool = False
+    ) -> Sequence[TurnRef]:
+        """Remove a session and every row that belongs to it. Its id is never used again.
+
+        Returns:
+            The turns that were queued or running, now gone; whoever runs them should stop.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+            SessionBusy: there are such turns, and the caller said `if_idle`.
+        """
         ...
 
     async def clear_session(

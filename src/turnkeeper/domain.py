@@ -225,6 +225,37 @@ class SessionSummary(msgspec.Struct, frozen=True):
     message_count: int
 
 
+class Session(msgspec.Struct, frozen=True):
+    """A session itself, without what was said in it.
+
+    Attributes:
+        model: the one last asked for; None for the server's default.
+        open_turns: how many of its turns are queued or running.
+    """
+
+    id: str
+    alias: str | None
+    model: str | None
+    message_count: int
+    open_turns: int
+    created_at: int
+    updated_at: int
+
+
+class ListedItem(msgspec.Struct, frozen=True):
+    """An item as someone reads it back: in its place, with how its turn stands.
+
+    `at` is when its turn was stored, for a reply when it ended. Both are None for an item that
+    belongs to no turn.
+    """
+
+    turn: int
+    position: int
+    item: Item
+    status: TurnStatus | None
+    at: int | None
+
+
 class Model(msgspec.Struct, frozen=True):
     """A model callers may choose.
 

@@ -16,6 +16,7 @@ logged whole, answered with little.
     │   ├── MethodNotAllowed    the path is there, for other methods
     │   ├── SessionNotFound     unknown, or someone else's: the caller cannot tell which
     │   ├── TurnNotFound
+    │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
     ├── ProviderError       the model could not be reached or did not answer properly
@@ -95,6 +96,11 @@ class NotFound(Refused):
 
 class MethodNotAllowed(Refused):
     code = "method_not_allowed"
+
+
+class SessionBusy(Refused):
+    code = "session_busy"
+    retry_after = 1.0
 
 
 class QueueFull(Refused):

@@ -15,6 +15,7 @@ from turnkeeper.domain import (
     Ending,
     Failure,
     Item,
+    ListedItem,
     Message,
     ModelChoice,
     Reasoning,
@@ -30,6 +31,7 @@ from turnkeeper.errors import (
     ConfigError,
     ContextTooLong,
     QueueFull,
+    SessionBusy,
     SessionNotFound,
     TurnNotFound,
 )
@@ -386,6 +388,136 @@ async def test_clearing_ends_what_runs_and_waits(store: Store) -> None:
 async def test_clearing_an_unknown_session_changes_nothing(store: Store) -> None:
     assert await store.clear_session("ann", ByAlias("never"), NOW) == []
     assert await store.list_sessions("ann") == []
+
+
+# --- Looking at sessions, and deleting them ----------------------------------------------------
+
+
+async def everything(store: Store, session: ById | ByAlias) -> list[ListedItem]:
+    return list(await store.list_items("ann", session, None, PLENTY))
+
+
+async def test_a_session_is_got_by_id_and_by_alias(store: Store) -> None:
+    ref = await say(store, "q", "a", ByAlias("s"))
+    await store.begin_turn(a_turn("and?", session=ByAlias("s"), model="big"))
+    await store.begin_turn(a_turn("well?", session=ByAlias("s")))
+    session = await store.get_session("ann", ByAlias("s"))
+    assert session == await store.get_session("ann", ById(ref.session_id))
+    assert (session.id, session.alias, session.model) == (ref.session_id, "s", "big")
+    assert (session.message_count, session.open_turns) == (4, 2)
+    assert (session.created_at, session.updated_at) == (NOW, NOW)
+
+
+async def test_what_is_not_there_or_not_ones_own_is_not_found(store: Store) -> None:
+    ref = await say(store, "q", "a", ByAlias("s"))
+    for owner, session in (
+        ("ann", ById(new_id())),
+        ("ann", ByAlias("never")),
+        ("bob", ById(ref.session_id)),
+        ("bob", ByAlias("s")),
+    ):
+        with pytest.raises(SessionNotFound):
+            await store.get_session(owner, session)
+        with pytest.raises(SessionNotFound):
+            await store.list_items(owner, session, None, 10)
+        with pytest.raises(SessionNotFound):
+            await store.delete_session(owner, session)
+    assert len(await everything(store, ByAlias("s"))) == 2
+
+
+async def test_the_newest_sessions_come_first_and_no_more_than_asked_for(store: Store) -> None:
+    refs = [await say(store, "q", "a", None) for _ in range(5)]
+    await store.clear_session("ann", ById(refs[4].session_id), NOW)
+    await store.begin_turn(a_turn("mine", owner="bob"))
+    newest = await store.list_newest("ann", 3)
+    assert [s.id for s in newest] == [refs[n].session_id for n in (4, 3, 2)]
+    assert [s.message_count for s in newest] == [0, 2, 2]
+    assert len(await store.list_newest("ann", 10)) == 5
+
+
+async def test_items_are_listed_with_how_their_turns_stand(store: Store) -> None:
+    session = ByAlias("s")
+    for status, reply in ((TurnStatus.COMPLETED, "a"), (TurnStatus.FAILED, "half")):
+        begun = await store.begin_turn(a_turn("q", session=session))
+        await store.end_turn(begun.turn.ref, Ending(status, reply), NOW + 7)
+    await store.begin_turn(a_turn(ITEMS[1], ITEMS[2], session=session))
+    await store.begin_turn(a_turn("later", session=session))
+    listed = await everything(store, session)
+    assert [(i.turn, i.position, i.status, i.at) for i in listed] == [
+        (1, 0, "completed", NOW),
+        (1, 1, "completed", NOW + 7),
+        (2, 0, "failed", NOW),
+        (2, 1, "failed", NOW + 7),
+        (3, 0, "running", NOW),
+        (3, 1, "running", NOW),
+        (4, 0, "queued", NOW),
+    ]
+    assert [i.item for i in listed[3:6]] == [Message("assistant", "half"), ITEMS[1], ITEMS[2]]
+
+
+async def test_items_are_listed_page_by_page(store: Store) -> None:
+    session = ByAlias("s")
+    for number in range(7):
+        await say(store, f"q{number}", f"a{number}", session)
+    pages: list[ListedItem] = []
+    after = None
+    while page := await store.list_items("ann", session, after, 3):
+        assert len(page) <= 3
+        pages += page
+        after = (page[-1].turn, page[-1].position)
+    assert pages == await everything(store, session)
+    assert len(pages) == 14
+
+
+async def test_deleting_leaves_no_session_and_no_turn(store: Store) -> None:
+    ref = await say(store, "q", "a", ByAlias("s"))
+    other = await say(store, "other", "fine", None)
+    assert await store.delete_session("ann", ByAlias("s")) == []
+    with pytest.raises(SessionNotFound):
+        await store.get_session("ann", ById(ref.session_id))
+    with pytest.raises(TurnNotFound):
+        await store.get_turn("ann", ref)
+    with pytest.raises(SessionNotFound):
+        await store.begin_turn(a_turn("still there?", session=ById(ref.session_id)))
+    assert (await store.get_turn("ann", other)).text == "fine"
+    again = await store.begin_turn(a_turn("new", session=ByAlias("s")))
+    assert again.turn.ref.session_id != ref.session_id
+
+
+async def test_deleting_ends_what_runs_and_waits(store: Store) -> None:
+    session = ByAlias("s")
+    turns = [(await store.begin_turn(a_turn(t, session=session))).turn.ref for t in "ab"]
+    await store.checkpoint(turns[0], 0, "half")
+    assert list(await store.delete_session("ann", session)) == turns
+    await store.checkpoint(turns[0], 1, "late")
+    assert await store.end_turn(turns[0], completed("late"), NOW) == EndedTurn(False)
+    assert await store.end_turn(turns[1], completed("late"), NOW) == EndedTurn(False)
+    assert await store.settle_abandoned(NOW) == 0
+    assert await store.list_newest("ann", 10) == []
+
+
+async def test_a_session_is_deleted_only_if_idle_when_that_is_asked(store: Store) -> None:
+    session = ByAlias("s")
+    ref = await say(store, "q", "a", session)
+    begun = await store.begin_turn(a_turn("and?", session=session))
+    with pytest.raises(SessionBusy):
+        await store.delete_session("ann", session, if_idle=True)
+    assert len(await everything(store, ById(ref.session_id))) == 3
+    await store.end_turn(begun.turn.ref, completed("so"), NOW)
+    assert await store.delete_session("ann", session, if_idle=True) == []
+
+
+async def test_turns_and_a_deletion_that_race_never_leave_rows_behind(store: Store) -> None:
+    for number in range(20):
+        session = ById((await say(store, "q", "a", None)).session_id)
+        begun, _ = await asyncio.gather(
+            store.begin_turn(a_turn(f"late {number}", session=session)),
+            store.delete_session("ann", session),
+            return_exceptions=True,
+        )
+        assert not isinstance(begun, Exception) or isinstance(begun, SessionNotFound)
+    assert await store.list_newest("ann", 10) == []
+    assert await store.settle_abandoned(NOW) == 0
 
 
 # --- Crashes -----------------------------------------------------------------------------------

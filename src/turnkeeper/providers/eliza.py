@@ -2,7 +2,8 @@
 
 In the tradition of J. Weizenbaum's DOCTOR ("ELIZA", Communications of the ACM 9(1), 1966): the
 weightiest keyword of a message chooses rules, a rule's pattern takes the sentence apart, and one
-of its templates makes an answer of the parts. The script is `eliza.toml`, beside this module.
+of its templates makes an answer of the parts. What was said earlier is kept in mind, to come back
+to when no keyword is there. The script is `eliza.toml`, beside this module.
 
 The same prompt always gets the same reply. Of a prompt only the user's messages count, and of
 those only so much that no text, however long or strange, costs more than a moment.
@@ -19,7 +20,9 @@ from turnkeeper.domain import Message, Model, Prompt, Usage
 from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
 
 _LOOKED_AT = 1000  # characters of a message that are read
-_REMEMBERED = 50  # earlier messages that are read again, so as not to repeat an answer
+_REMEMBERED = 50  # earlier messages that are read again: what was said, and what was answered
+# Without a keyword, every so many messages, something from earlier comes back. In 1966 it was four.
+_COMES_BACK = 2
 _CLAUSE_LENGTH = 24  # words of a clause that are read; the work of `_fit` is bounded by it
 _MARKS = ".,;:!?…()[]{}<>\"'“”‘„«»*_~`—–-"
 _CLAUSE_ENDS = ".,;:!?…)—–"
@@ -62,6 +65,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contractions: dict[str, str]
     reflections: dict[str, str]
     families: dict[str, frozenset[str]]
+    memory: tuple[Rule, ...]
     keyword: tuple[Keyword, ...]
 
 
@@ -105,6 +109,7 @@ class Interpreter:
             ready = _ReadyKeyword(keyword.rank, rules)
             for word in self._spell_out(keyword.words):
                 self._keywords.setdefault(word, []).append(ready)
+        self._memory = [_ReadyRule(self._parse(rule.when), rule.say) for rule in script.memory]
 
     def _spell_out(self, words: Sequence[str]) -> list[str]:
         return [each for word in words for each in self._words_of(word)]
@@ -126,10 +131,47 @@ class Interpreter:
             return self._script.greeting
         *earlier, newest = messages
         recent = earlier[-_REMEMBERED:]
+        long_ago = len(earlier) - len(recent)
         found = self.read(newest)
-        used = len(earlier) - len(recent) + sum(self.read(each).say is found.say for each in recent)
+        before = [self.read(each) for each in recent]
+        used = long_ago + sum(each.say is found.say for each in before)
+        if found.say is self._script.none:
+            kept, brought_up = self._kept_in_mind(recent, before, long_ago)
+            if kept and _is_time_to_come_back(len(earlier)):
+                found, used = kept[0], brought_up
+            else:
+                used -= brought_up
         reply = found.say[used % len(found.say)].format("", *found.parts)
         return reply[0].upper() + reply[1:]
+
+    def _kept_in_mind(
+        self, messages: Sequence[str], answers: Sequence[Answer], number: int
+    ) -> tuple[list[Answer], int]:
+        """What is left to come back to after `messages`, oldest first, and how often it was done.
+
+        They were read as these `answers`, and `number` more messages stood before them. Nothing
+        is brought up twice: the more is forgotten, the sooner the rest would have had its turn.
+        """
+        kept: list[Answer] = []
+        known: set[Answer] = set()
+        brought_up = 0
+        for place, (message, answer) in enumerate(zip(messages, answers, strict=True), number):
+            if answer.say is self._script.none:
+                if kept and _is_time_to_come_back(place):
+                    del kept[0]
+                    brought_up += 1
+            elif (memory := self.remember(message)) and memory not in known:
+                known.add(memory)
+                kept.append(memory)
+        return kept, brought_up
+
+    def remember(self, message: str) -> Answer | None:
+        """What to say when coming back to this message, if there is something to come back to."""
+        for clause in self._split(message.strip()[:_LOOKED_AT]):
+            for rule in self._memory:
+                if (answer := self._apply(rule, clause)) is not None:
+                    return answer
+        return None
 
     def read(self, message: str) -> Answer:
         """The answers that suit one message, whatever it holds."""
@@ -163,19 +205,29 @@ class Interpreter:
 
     def _recognise(self, clauses: list[list[str]]) -> Answer | None:
         """The answer of the first rule that fits, weightiest keywords first."""
-        lowered = [[word.lower() for word in clause] for clause in clauses]
         hits = [
-            (keyword, number)
-            for number, clause in enumerate(lowered)
+            (keyword, clause)
+            for clause in clauses
             for word in clause
-            for keyword in self._keywords.get(word, ())
+            for keyword in self._keywords.get(word.lower(), ())
         ]
-        for keyword, number in sorted(hits, key=lambda hit: -hit[0].rank):
+        for keyword, clause in sorted(hits, key=lambda hit: -hit[0].rank):
             for rule in keyword.rules:
-                if (spans := _fit(rule.pattern, lowered[number])) is not None:
-                    parts = (self._turn_round(clauses[number][a:b]) for a, b in spans)
-                    return Answer(rule.say, tuple(parts))
+                if (answer := self._apply(rule, clause)) is not None:
+                    return answer
         return None
+
+    def _apply(self, rule: _ReadyRule, clause: list[str]) -> Answer | None:
+        """The answers of a rule to a clause, if it fits."""
+        lowered = [word.lower() for word in clause]
+        if (spans := _fit(rule.pattern, lowered)) is None:
+            return None
+        parts = (
+            # Words that the script names are shown as it spells them: "Nothing" is "nothing".
+            self._turn_round((clause if isinstance(place, int) else lowered)[start:end])
+            for place, (start, end) in zip(rule.pattern, spans, strict=True)
+        )
+        return Answer(rule.say, tuple(parts))
 
     def _turn_round(self, words: list[str]) -> str:
         """`words` as the other of the two would say them."""
@@ -187,6 +239,11 @@ class Interpreter:
             said.append(self._script.reflections.get(phrase.lower(), phrase))
             del left[:size]
         return " ".join(said).removesuffix(_END).rstrip()
+
+
+def _is_time_to_come_back(place: int) -> bool:
+    """Whether the message at this place, from 0, may be answered with something from earlier."""
+    return place % _COMES_BACK == _COMES_BACK - 1
 
 
 def _is_foreign(text: str) -> bool:

@@ -8,7 +8,8 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 
 _LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a database holds
 _ATTEMPTS = 10  # at a transaction that conflicts with others
+
+# Bytes of our tables with their indexes.
+_SIZE = """
+SELECT SUM(pg_total_relation_size(name::regclass))::bigint
+FROM unnest(ARRAY['sessions', 'turns', 'items', 'checkpoints']) AS name
+"""
 
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _UNAVAILABLE = (
@@ -37,11 +44,11 @@ _UNAVAILABLE = (
 
 
 class PostgresDriver:
-    """`sql.Driver` on an open pool. Made by `open_postgres`."""
+    """`sql.Driver` on an open pool. Made by `open_postgres` and `visit_postgres`."""
 
-    def __init__(self, pool: asyncpg.Pool, lock: asyncpg.Connection) -> None:
+    def __init__(self, pool: asyncpg.Pool, lock: asyncpg.Connection | None) -> None:
         self._pool = pool
-        self._lock = lock  # a connection, which holds the lock while it lives
+        self._lock = lock  # a connection, which holds the lock while it lives; a visitor has none
 
     async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
         del long  # a connection of its own holds up nobody
@@ -71,7 +78,8 @@ class PostgresDriver:
 
     async def close(self) -> None:
         await self._pool.close()
-        await self._lock.close()
+        if self._lock is not None:
+            await self._lock.close()
 
 
 async def _drive(
@@ -164,12 +172,7 @@ async def _take_lock(connection: asyncpg.Connection) -> None:
 
 async def _check_tables(connection: asyncpg.Connection) -> bool:
     """Whether our tables are there; ConfigError if others are, of names that ours have."""
-    tables = {
-        row[0]
-        for row in await connection.fetch(
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
-        )
-    }
+    tables = await _tables(connection)
     if tables & {"sessions", "turns", "items"} and "turnkeeper_migrations" not in tables:
         raise ConfigError(
             "The PostgreSQL database is not Turnkeeper's: it holds tables of these names"
@@ -185,3 +188,54 @@ async def _migrate(connection: asyncpg.Connection) -> None:
         async with connection.transaction():
             await connection.execute(script)
             await connection.execute(_numbered(migrations.RECORD), number, name)
+
+
+async def _tables(connection: asyncpg.Connection) -> set[str]:
+    rows = await connection.fetch(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+    )
+    return {row[0] for row in rows}
+
+
+# --- Visiting: commands that take no lock ------------------------------------------------------
+
+
+async def visit_postgres(url: str) -> PostgresDriver:
+    """Connect for a command; a server may be serving the database meanwhile.
+
+    Raises:
+        ConfigError: it cannot be reached, it is not ours, or it is older or newer than this
+            program.
+    """
+    async with _visiting_connection(url):
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=1)
+    return PostgresDriver(pool, None)
+
+
+@asynccontextmanager
+async def _visiting_connection(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await _connect(url)
+    try:
+        if "turnkeeper_migrations" not in await _tables(connection):
+            raise ConfigError("The PostgreSQL database is not Turnkeeper's: no server has used it")
+        migrations.check_current(await connection.fetchval(migrations.APPLIED) or 0)
+        yield connection
+    except asyncpg.PostgresError as error:
+        raise ConfigError(f"The PostgreSQL database cannot be used: {error}") from error
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def without_server(url: str) -> AsyncIterator[bool]:
+    """Whether no server has the database; if so, none can start until this is left."""
+    async with _visiting_connection(url) as connection:
+        yield await connection.fetchval("SELECT pg_try_advisory_lock_shared($1)", _LOCK)
+
+
+async def vacuum_postgres(url: str) -> tuple[int, int]:
+    """Make the space of deleted rows usable again; bytes of our tables before and after."""
+    async with _visiting_connection(url) as connection:
+        before = await connection.fetchval(_SIZE)
+        await connection.execute("VACUUM sessions, turns, items, checkpoints")
+        return before, await connection.fetchval(_SIZE)

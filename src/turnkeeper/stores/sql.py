@@ -26,8 +26,10 @@ from turnkeeper.domain import (
     History,
     Item,
     KeptItem,
+    ListedItem,
     Message,
     Reasoning,
+    Session,
     SessionSummary,
     ToolCall,
     ToolResult,
@@ -37,7 +39,7 @@ from turnkeeper.domain import (
     Usage,
     item_weight,
 )
-from turnkeeper.errors import QueueFull, SessionNotFound, TurnNotFound
+from turnkeeper.errors import QueueFull, SessionBusy, SessionNotFound, TurnNotFound
 
 T = TypeVar("T")
 Row = Sequence[Any]
@@ -85,6 +87,22 @@ class SqlStore:
 
     async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
         return await self._driver.read(lambda: list_sessions(owner))
+
+    async def list_newest(self, owner: str, limit: int) -> Sequence[Session]:
+        return await self._driver.read(lambda: list_newest(owner, limit))
+
+    async def get_session(self, owner: str, session: SessionChoice) -> Session:
+        return await self._driver.read(lambda: get_session(owner, session))
+
+    async def list_items(
+        self, owner: str, session: SessionChoice, after: tuple[int, int] | None, limit: int
+    ) -> Sequence[ListedItem]:
+        return await self._driver.read(lambda: list_items(owner, session, after, limit))
+
+    async def delete_session(
+        self, owner: str, session: SessionChoice, *, if_idle: bool = False
+    ) -> Sequence[TurnRef]:
+        return await self._driver.write(lambda: delete_session(owner, session, if_idle), long=True)
 
     async def clear_session(
         self, owner: str, session: SessionChoice, now: int
@@ -410,6 +428,26 @@ LIST_SESSIONS = """
 SELECT id, alias, message_count FROM sessions WHERE owner = ? AND message_count > 0 ORDER BY id
 """
 
+# A session, with how many of its turns are open.
+_SESSION = """
+SELECT s.id, s.alias, s.model, s.message_count, (SELECT COUNT(*) FROM turns t
+    WHERE t.session_id = s.id AND t.status IN ('queued', 'running')), s.created_at, s.updated_at
+FROM sessions s WHERE s.owner = ?
+"""
+GET_SESSION_BY_ID = _SESSION + "AND s.id = ?"
+GET_SESSION_BY_ALIAS = _SESSION + "AND s.alias = ?"
+LIST_NEWEST = _SESSION + "ORDER BY s.id DESC LIMIT ?"
+
+LIST_ITEMS = """
+SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.created_at, t.finished_at
+FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
+WHERE i.session_id = ? AND (i.turn, i.position) > (?, ?)
+ORDER BY i.turn, i.position LIMIT ?
+"""
+
+COUNT_SESSIONS = "SELECT COUNT(*) FROM sessions"
+COUNT_TURNS = "SELECT COUNT(*) FROM turns"
+
 
 def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
     rows = yield GET_TURN, (ref.session_id, ref.number, owner)
@@ -426,11 +464,41 @@ def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
     return [SessionSummary(*row) for row in rows]
 
 
+def list_newest(owner: str, limit: int) -> Transaction[Sequence[Session]]:
+    rows = yield LIST_NEWEST, (owner, limit)
+    return [Session(*row) for row in rows]
+
+
+def get_session(owner: str, session: SessionChoice) -> Transaction[Session]:
+    if isinstance(session, ById):
+        rows = yield GET_SESSION_BY_ID, (owner, session.id)
+    else:
+        rows = yield GET_SESSION_BY_ALIAS, (owner, session.alias)
+    if not rows:
+        raise SessionNotFound("Session not found")
+    return Session(*rows[0])
+
+
+def list_items(
+    owner: str, session: SessionChoice, after: tuple[int, int] | None, limit: int
+) -> Transaction[Sequence[ListedItem]]:
+    found = yield from get_session(owner, session)
+    rows = yield LIST_ITEMS, (found.id, *(after or (-1, -1)), limit)
+    return [_decode_listed(row) for row in rows]
+
+
+def count_kept() -> Transaction[tuple[int, int]]:
+    """How many sessions and turns there are, of all owners."""
+    sessions = yield COUNT_SESSIONS, ()
+    turns = yield COUNT_TURNS, ()
+    return sessions[0][0], turns[0][0]
+
+
 def ping() -> Transaction[None]:
     yield "SELECT 1 FROM sessions LIMIT 1", ()
 
 
-# --- Clearing ----------------------------------------------------------------------------------
+# --- Clearing and deleting ---------------------------------------------------------------------
 
 CLEAR_BY_ID = """
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
@@ -455,6 +523,28 @@ def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[S
         return []
     session_id = rows[0][0]
     open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
+    for statement in (DELETE_TURNS, DELETE_ITEMS, DELETE_CHECKPOINTS):
+        yield statement, (session_id,)
+    return [TurnRef(session_id, number) for (number,) in open_turns]
+
+
+DELETE_SESSION_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id"
+DELETE_SESSION_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id"
+
+
+def delete_session(
+    owner: str, session: SessionChoice, if_idle: bool
+) -> Transaction[Sequence[TurnRef]]:
+    if isinstance(session, ById):
+        rows = yield DELETE_SESSION_BY_ID, (owner, session.id)
+    else:
+        rows = yield DELETE_SESSION_BY_ALIAS, (owner, session.alias)
+    if not rows:
+        raise SessionNotFound("Session not found")
+    session_id = rows[0][0]
+    open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
+    if open_turns and if_idle:
+        raise SessionBusy("A turn of this session is queued or running; try again when it is over")
     for statement in (DELETE_TURNS, DELETE_ITEMS, DELETE_CHECKPOINTS):
         yield statement, (session_id,)
     return [TurnRef(session_id, number) for (number,) in open_turns]
@@ -492,6 +582,17 @@ def _decode_item(kind: str, text: str, data: str | None) -> Item:
             return Reasoning(text)
         case _:
             return Message(kind, text)
+
+
+def _decode_listed(row: Row) -> ListedItem:
+    turn, position, kind, text, data, status, created_at, finished_at = row
+    return ListedItem(
+        turn,
+        position,
+        _decode_item(kind, text, data),
+        None if status is None else TurnStatus(status),
+        finished_at if kind == "assistant" and finished_at is not None else created_at,
+    )
 
 
 def _decode_turn(ref: TurnRef, row: Row) -> Turn:

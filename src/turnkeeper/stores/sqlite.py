@@ -15,9 +15,10 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
@@ -34,6 +35,7 @@ _BATCH = 64  # transactions in one commit at most, so that the event loop is not
 # load it brings more writes, and a commit costs as much as five turns' statements.
 _ROUNDS = 3
 _BUSY_MS = 5000  # how long to wait for another program that writes to the file
+_LOCK_ATTEMPTS = 10  # at the server's lock, a tenth of a second apart
 
 
 class _Job(Generic[T]):
@@ -147,7 +149,7 @@ class SqliteDriver:
         """Raises what the job raised once it had written something."""
         changes = self._writer.total_changes
         try:
-            job.result = _drive(self._writer, job.transaction)
+            job.result = drive(self._writer, job.transaction)
         except Exception as error:
             if self._writer.total_changes != changes or not self._writer.in_transaction:
                 raise
@@ -161,7 +163,7 @@ class SqliteDriver:
         """
         self._writer.execute("SAVEPOINT job")
         try:
-            job.result = _drive(self._writer, job.transaction)
+            job.result = drive(self._writer, job.transaction)
         except Exception as error:
             self._writer.execute("ROLLBACK TO job")
             job.error = error
@@ -188,7 +190,7 @@ class SqliteDriver:
             job.error = None
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
-                job.result = _drive(self._writer, job.transaction)
+                job.result = drive(self._writer, job.transaction)
                 self._writer.execute("COMMIT")
             except Exception as error:
                 self._roll_back()
@@ -226,9 +228,41 @@ class SqliteDriver:
             self._open_readers.append(connection)
         connection.execute("BEGIN")
         try:
-            return _drive(connection, transaction)
+            return drive(connection, transaction)
         finally:
             connection.execute("ROLLBACK")
+
+
+class VisitingDriver:
+    """`sql.Driver` for a command that writes briefly, beside a server or without one.
+
+    One connection, one transaction after another, on the caller's thread. Made by `visit_sqlite`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
+        del long  # nothing else waits
+        return self._run("BEGIN IMMEDIATE", transaction)
+
+    async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        return self._run("BEGIN", transaction)
+
+    def _run(self, begin: str, transaction: Callable[[], Transaction[T]]) -> T:
+        try:
+            self._connection.execute(begin)
+            result = drive(self._connection, transaction)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"The database cannot be used just now: {error}") from error
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        return result
+
+    async def close(self) -> None:
+        self._connection.close()
 
 
 class _Worker:
@@ -249,7 +283,7 @@ class _Worker:
         self._thread.join()
 
 
-def _drive(connection: sqlite3.Connection, transaction: Callable[[], Transaction[T]]) -> T:
+def drive(connection: sqlite3.Connection, transaction: Callable[[], Transaction[T]]) -> T:
     """Feed a transaction the rows it asks for until it returns."""
     steps = transaction()
     execute = connection.execute
@@ -332,17 +366,32 @@ def inspect_sqlite(path: Path) -> int | None:
 
 
 def _lock(path: Path) -> IO[str]:
-    """Held for as long as the file stays open, and let go by the kernel if we are killed."""
+    """Held for as long as the file stays open, and let go by the kernel if we are killed.
+
+    A command may keep servers away while it deletes: wait a moment.
+    """
+    lock = _lock_file(path)
+    for _ in range(_LOCK_ATTEMPTS):
+        if _try_lock(lock, fcntl.LOCK_EX):
+            return lock
+        time.sleep(0.1)
+    lock.close()
+    raise ConfigError(f"Another Turnkeeper is serving the database {path} already, or rewriting it")
+
+
+def _lock_file(path: Path) -> IO[str]:
     try:
-        lock = path.with_name(path.name + ".lock").open("w")
+        return path.with_name(path.name + ".lock").open("w")
     except OSError as error:
         raise ConfigError(f"The database {path} cannot be used: {error.strerror}") from error
+
+
+def _try_lock(lock: IO[str], kind: int) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise ConfigError(f"Another Turnkeeper is serving the database {path} already") from error
-    return lock
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
@@ -360,7 +409,7 @@ def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
 
 def _check_tables(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether our tables are there; ConfigError if only others are."""
-    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    tables = _tables(connection)
     if tables and "turnkeeper_migrations" not in tables:
         raise ConfigError(f"The database {path} is not Turnkeeper's: it holds other tables")
     return bool(tables)
@@ -387,3 +436,71 @@ def _statements(script: str) -> list[str]:
             statements.append(script[start:end])
             start = end
     return statements
+
+
+# --- Visiting: commands that take no lock ------------------------------------------------------
+
+
+def visit_sqlite(path: Path) -> VisitingDriver:
+    """Open the database at `path` for a command; a server may be serving it meanwhile.
+
+    Raises:
+        ConfigError: as for `visiting_connection`, or it is older than this program.
+    """
+    connection = visiting_connection(path)
+    try:
+        migrations.check_current(check_ours(connection, path))
+    except BaseException:
+        connection.close()
+        raise
+    return VisitingDriver(connection)
+
+
+def visiting_connection(path: Path) -> sqlite3.Connection:
+    """A connection to a database of ours that is there; changes nothing by being opened.
+
+    Raises:
+        ConfigError: it is not there, it is not ours, it is newer than this program, or it cannot
+            be opened.
+    """
+    if not path.exists():
+        raise ConfigError(f"There is no database {path}")
+    try:
+        connection = _connect(path, "rw")
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            check_ours(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise ConfigError(f"The database {path} cannot be used: {error}") from error
+    return connection
+
+
+def check_ours(connection: sqlite3.Connection, path: Path) -> int:
+    """The number of the newest migration that the database has had.
+
+    Raises:
+        ConfigError: it has had none of ours, or more than this program knows.
+    """
+    tables = _tables(connection)
+    if "turnkeeper_migrations" not in tables:
+        what = "it holds other tables" if tables else "it is empty"
+        raise ConfigError(f"The database {path} is not Turnkeeper's: {what}")
+    applied: int = connection.execute(migrations.APPLIED).fetchone()[0] or 0
+    if not applied:
+        raise ConfigError(f"The database {path} is not complete: start a server on it once")
+    migrations.pending_migrations(applied)
+    return applied
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+
+
+@contextmanager
+def without_server(path: Path) -> Iterator[bool]:
+    """Whether no server has the database; if so, none can start until this is left."""
+    with _lock_file(path) as lock:
+        yield _try_lock(lock, fcntl.LOCK_SH)

@@ -38,3 +38,17 @@ def pending_migrations(applied: int) -> list[tuple[int, str, str]]:
             " it was made by a newer Turnkeeper. Upgrade the program"
         )
     return [migration for migration in all_migrations() if migration[0] > applied]
+
+
+def check_current(applied: int) -> None:
+    """For those who must not migrate.
+
+    Raises:
+        ConfigError: the database still needs migrations, or has had some that this program does
+            not know.
+    """
+    if pending_migrations(applied):
+        raise ConfigError(
+            f"The database has schema {applied} and this program needs"
+            f" {all_migrations()[-1][0]}: start its server once, which brings it up to date"
+        )
