@@ -23,7 +23,7 @@ from turnkeeper.providers import catalog
 from turnkeeper.providers.eliza import Eliza
 from turnkeeper.providers.openai import OpenAIProvider, Timeouts
 from turnkeeper.stores.sql import SqlStore
-from turnkeeper.stores.sqlite import open_sqlite
+from turnkeeper.stores.sqlite import open_sqlite, read_address, write_address
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
@@ -45,9 +45,56 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
         async with open_engine(config) as engine:
             web = Web(engine, _origins(config), config.body_limit)
             _calm_collector()
-            await _Server(web, engine, config.grace).serve_on(
-                listener, lambda: announce(_address(listener), engine.models[0].id)
-            )
+
+            def listening() -> None:
+                _publish(config.database, _address(listener))
+                announce(_address(listener), engine.models[0].id)
+
+            await _Server(web, engine, config.grace).serve_on(listener, listening)
+
+
+@asynccontextmanager
+async def open_server(config: Config) -> AsyncIterator[str]:
+    """A server beside other things in this loop, and its address; it leaves signals alone.
+
+    Once the context is left, what still ran is stored as interrupted.
+
+    Raises:
+        ConfigError: the server cannot start as it is configured.
+    """
+    with _listen(config.host, config.port) as listener:
+        async with open_engine(config) as engine:
+            server = _Guest(Web(engine, _origins(config), config.body_limit), engine, 0)
+            listening = asyncio.Event()
+            serving = asyncio.create_task(server.serve_on(listener, listening.set))
+            try:
+                await listening.wait()
+                _publish(config.database, _address(listener))
+                yield _address(listener)
+            finally:
+                await engine.drain(0)
+                server.should_exit = True
+                await serving
+
+
+def find_server(database: str) -> str | None:
+    """The address of the server that this machine runs on a database.
+
+    Empty if it does not listen yet; None if there is none, or the database is no SQLite file.
+    """
+    path = _sqlite_path(database)
+    return None if path is None else read_address(path)
+
+
+def _publish(database: str, address: str) -> None:
+    path = _sqlite_path(database)
+    if path is not None:
+        write_address(path, address)
+
+
+def _sqlite_path(database: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(database.removeprefix(prefix)) if database.startswith(prefix) else None
 
 
 def _calm_collector() -> None:
@@ -82,8 +129,9 @@ async def open_engine(config: Config) -> AsyncIterator[Engine]:
 
 async def open_store(url: str) -> Store:
     """The store at a database URL, locked and migrated."""
-    if url.startswith("sqlite:///"):
-        return SqlStore(open_sqlite(Path(url.removeprefix("sqlite:///"))))
+    path = _sqlite_path(url)
+    if path is not None:
+        return SqlStore(open_sqlite(path))
     # Here, so that those who use SQLite need not carry asyncpg in memory.
     from turnkeeper.stores.postgres import open_postgres  # noqa: PLC0415
 
@@ -115,7 +163,7 @@ def _provider(config: Config) -> Provider:
     else:
         raise ConfigError(
             "No model provider is configured: set GROQ_API_KEY, OPENAI_API_KEY or"
-            " OPENAI_BASE_URL, or serve with --model eliza, which needs nothing"
+            " OPENAI_BASE_URL, or say --model eliza, which needs nothing"
         )
     return OpenAIProvider(name, url, key, _models(config, known), timeouts)
 
@@ -243,3 +291,11 @@ class _Server(uvicorn.Server):
             drained.cancel()
             await self._engine.drain(0)
         self.should_exit = True
+
+
+class _Guest(_Server):
+    """A server in a program that has other things to do, and signals of its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

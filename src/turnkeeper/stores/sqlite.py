@@ -14,6 +14,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ _BATCH = 64  # transactions in one commit at most, so that the event loop is not
 # How often the event loop goes round between two commits. Idle, a round takes microseconds; under
 # load it brings more writes, and a commit costs as much as five turns' statements.
 _ROUNDS = 3
+_LOOK_SECONDS = 0.02  # longer than anyone holds the lock who only looks whether it is held
 _BUSY_MS = 5000  # how long to wait for another program that writes to the file
 
 
@@ -299,15 +301,54 @@ def open_sqlite(path: Path) -> SqliteDriver:
 def _lock(path: Path) -> IO[str]:
     """Held for as long as the file stays open, and let go by the kernel if we are killed."""
     try:
-        lock = path.with_name(path.name + ".lock").open("w")
+        lock = _lock_file(path).open("a")  # not "w": what its holder wrote there must stay
     except OSError as error:
         raise ConfigError(f"The database {path} cannot be used: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _try_lock(lock, fcntl.LOCK_EX):
+            time.sleep(_LOOK_SECONDS)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
     except OSError as error:
         lock.close()
         raise ConfigError(f"Another Turnkeeper is serving the database {path} already") from error
     return lock
+
+
+def _try_lock(lock: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def write_address(path: Path, address: str) -> None:
+    """Note in the lock file where the server of the database at `path` listens: its holder's act.
+
+    A file that cannot be written stops nobody from serving; nobody will find the server by it.
+    """
+    try:
+        _lock_file(path).write_text(address, "utf-8")
+    except OSError as error:
+        log.warning("The server's address was not noted beside %s: %s", path, error)
+
+
+def read_address(path: Path) -> str | None:
+    """Where the server of the database at `path` listens; None if nothing serves it.
+
+    Empty while a server starts. Only a lock that is held counts: a server that was killed leaves
+    its address behind, where another may listen since.
+    """
+    try:
+        with _lock_file(path).open(encoding="utf-8") as lock:
+            return None if _try_lock(lock, fcntl.LOCK_SH) else lock.read()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
