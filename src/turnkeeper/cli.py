@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
 import uvloop
 
-from turnkeeper.config import SETTINGS, Config, Setting, read_config
+from turnkeeper.config import SETTINGS, Config, Setting, read_config, read_url
 from turnkeeper.errors import ConfigError
 
 
@@ -30,15 +31,18 @@ def _option(setting: Setting) -> Any:
     )
 
 
-def _with_settings(command: Any) -> Any:
-    for setting in reversed(SETTINGS):
-        if not setting.secret:
-            command = _option(setting)(command)
-    return command
+def _with_settings(*without: str) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for setting in reversed(SETTINGS):
+            if not setting.secret and setting.name not in without:
+                command = _option(setting)(command)
+        return command
+
+    return decorate
 
 
 @main.command()
-@_with_settings
+@_with_settings()
 @click.option("--config", metavar="FILE", help="A TOML file with settings.")
 def serve(**options: str | None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
@@ -48,9 +52,41 @@ def serve(**options: str | None) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config))
     except ConfigError as error:
-        for sentence in error.sentence.splitlines():
-            click.echo(f"turnkeeper: {sentence}.", err=True)
-        sys.exit(2)
+        _stop(error)
+
+
+# The server that `chat` opens is for itself alone: on loopback, at a port of its own.
+_OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hosts": ""}
+
+
+@main.command()
+@click.option(
+    "--url", metavar="URL", help="The server to talk to. Default: the one on this machine."
+)
+@click.option("--session", metavar="ID", help="The session to go on in. Default: a new one.")
+@_with_settings(*_OWN_SERVER, "body_limit", "queue_limit", "grace")
+@click.option("--config", metavar="FILE", help="A TOML file with settings.")
+def chat(url: str | None, session: str | None, **options: str | None) -> None:
+    """Talk in the terminal; in a pipe, say standard input and print the reply.
+
+    Talks to the server at --url, else to the one that runs on this machine on the same database,
+    else opens one for itself, which the settings are for.
+    """
+    from turnkeeper import terminal  # noqa: PLC0415  --help need not load all this
+
+    try:
+        config = read_config({**options, **_OWN_SERVER})
+        if url is not None:
+            url = read_url(url)
+    except ConfigError as error:
+        _stop(error)
+    sys.exit(terminal.run(config, terminal.Wish(url, session or None, options["model"])))
+
+
+def _stop(error: ConfigError) -> NoReturn:
+    for sentence in error.sentence.splitlines():
+        click.echo(f"turnkeeper: {sentence}.", err=True)
+    sys.exit(2)
 
 
 async def _serve(config: Config) -> None:
