@@ -19,7 +19,10 @@ _START = (
     " os.execv(sys.executable, [sys.executable, '-m', 'turnkeeper', 'chat', *sys.argv[1:]])"
 )
 _ESCAPES = re.compile(
-    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_>=]"
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]"
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"
+    r"|\x1b[@-Z\\^_>=]"
+    r"|\x1b(?:\[[0-9;?]*|\][^\x07\x1b]*)?$"  # of which the end has not come yet
 )
 PROMPT = "›"
 
@@ -80,7 +83,7 @@ class Terminal:
     @property
     def text(self) -> str:
         """Everything that was ever shown, without what only moves and colours."""
-        return _ESCAPES.sub("", self.output.decode("utf-8", "replace")).replace("\r", "")
+        return _ESCAPES.sub("", self.output.decode("utf-8", "ignore")).replace("\r", "")
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())

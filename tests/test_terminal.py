@@ -554,6 +554,23 @@ async def test_a_second_conversation_uses_the_server_of_the_first(
         assert (await chat(tmp_path, "hi"))[:2] == (0, "You said: hi\n")
 
 
+async def test_when_the_first_leaves_the_second_goes_on_by_itself(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    env = provider(model_server)
+    async with Terminal(tmp_path, env=env) as first:
+        await first.shows(PROMPT)
+        async with Terminal(tmp_path, env=env) as second:
+            await second.say("one")
+            await second.shows("You said: one")
+            first.type("/quit\r")
+            assert await first.wait() == 0
+            await second.say("two")
+            await second.shows("You said: two")
+    said = [message["content"] for message in model_server.requests[-1].body["messages"]]
+    assert said[1:] == ["one", "You said: one", "two"]
+
+
 async def test_without_a_provider_it_says_so_in_a_terminal_too(tmp_path: Path) -> None:
     async with Terminal(tmp_path) as screen:
         assert await screen.wait() == 2

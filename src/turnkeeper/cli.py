@@ -64,7 +64,12 @@ _OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hos
     "--url", metavar="URL", help="The server to talk to. Default: the one on this machine."
 )
 @click.option("--session", metavar="ID", help="The session to go on in. Default: a new one.")
-@_with_settings(*_OWN_SERVER, "body_limit", "queue_limit", "grace")
+@click.option(
+    "--model",
+    metavar="TEXT",
+    help="The model to ask with every message. Default: the session's own.",
+)
+@_with_settings(*_OWN_SERVER, "model", "body_limit", "queue_limit", "grace")
 @click.option("--config", metavar="FILE", help="A TOML file with settings.")
 def chat(url: str | None, session: str | None, **options: str | None) -> None:
     """Talk in the terminal; in a pipe, say standard input and print the reply.

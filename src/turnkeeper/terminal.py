@@ -520,12 +520,12 @@ class Terminal:
             self._tell(f"From now on {wanted} is asked.")
 
     async def _retry(self, _: str) -> None:
-        if not self._said or self._said[-1].status == "completed":
-            self._tell("The last message was answered; there is nothing to send again.")
+        here = [each for each in self._said if each.session == self._session]
+        if not here or here[-1].status == "completed":
+            self._tell("No message of this session failed; there is nothing to send again.")
             return
-        again = self._said[-1]
-        self._tell(f"Again: {again.message}")
-        await self._say(again.message)
+        self._tell(f"Again: {here[-1].message}")
+        await self._say(here[-1].message)
 
     async def _export(self, file: str) -> None:
         if not file:
