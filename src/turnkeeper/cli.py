@@ -4,12 +4,12 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import uvloop
 
-from turnkeeper.config import SETTINGS, Config, Setting, read_config, shown_database
+from turnkeeper.config import SETTINGS, Config, Setting, read_config, read_url, shown_database
 from turnkeeper.errors import ConfigError
 from turnkeeper.upkeep import backup, sessions, vacuum
 
@@ -35,24 +35,27 @@ def _option(setting: Setting) -> Any:
     )
 
 
-def _with_settings(command: Any) -> Any:
-    for setting in reversed(SETTINGS):
-        if not setting.secret:
-            command = _option(setting)(command)
-    return click.option(
-        "--config", metavar="FILE", help="A TOML file with settings and providers."
-    )(command)
+def _with_settings(*without: str) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for setting in reversed(SETTINGS):
+            if not setting.secret and setting.name not in without:
+                command = _option(setting)(command)
+        return click.option(
+            "--config", metavar="FILE", help="A TOML file with settings and providers."
+        )(command)
+
+    return decorate
 
 
 @main.command()
-@_with_settings
+@_with_settings()
 def serve(**options: str | None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     _run(options, _serve)
 
 
 @main.command()
-@_with_settings
+@_with_settings()
 def check(**options: str | None) -> None:
     """Say what the settings amount to, and whether they would serve.
 
@@ -74,9 +77,45 @@ def _run(options: Mapping[str, str | None], act: Callable[[Config], Coroutine[An
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(act(config))
     except ConfigError as error:
-        for sentence in error.sentence.splitlines():
-            click.echo(f"turnkeeper: {sentence}.", err=True)
-        sys.exit(2)
+        _stop(error)
+
+
+# The server that `chat` opens is for itself alone: on loopback, at a port of its own.
+_OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hosts": ""}
+
+
+@main.command()
+@click.option(
+    "--url", metavar="URL", help="The server to talk to. Default: the one on this machine."
+)
+@click.option("--session", metavar="ID", help="The session to go on in. Default: a new one.")
+@click.option(
+    "--model",
+    metavar="TEXT",
+    help="The model to ask with every message. Default: the session's own.",
+)
+@_with_settings(*_OWN_SERVER, "model", "body_limit", "queue_limit", "grace")
+def chat(url: str | None, session: str | None, **options: str | None) -> None:
+    """Talk in the terminal; in a pipe, say standard input and print the reply.
+
+    Talks to the server at --url, else to the one that runs on this machine on the same database,
+    else opens one for itself, which the settings are for.
+    """
+    from turnkeeper import terminal  # noqa: PLC0415  --help need not load all this
+
+    try:
+        config = read_config({**options, **_OWN_SERVER})
+        if url is not None:
+            url = read_url(url)
+    except ConfigError as error:
+        _stop(error)
+    sys.exit(terminal.run(config, terminal.Wish(url, session or None, options["model"])))
+
+
+def _stop(error: ConfigError) -> NoReturn:
+    for sentence in error.sentence.splitlines():
+        click.echo(f"turnkeeper: {sentence}.", err=True)
+    sys.exit(2)
 
 
 async def _serve(config: Config) -> None:

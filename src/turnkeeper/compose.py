@@ -23,13 +23,11 @@ from turnkeeper.offers import Offers
 from turnkeeper.roster import open_roster
 from turnkeeper.stores import sqlite, upkeep
 from turnkeeper.stores.sql import SqlStore
-from turnkeeper.stores.sqlite import open_sqlite, visit_sqlite
+from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
 log = logging.getLogger(__name__)
-
-_SQLITE = "sqlite:///"
 
 
 async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
@@ -46,9 +44,57 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
         async with open_engine(config) as engine:
             web = Web(engine, _origins(config), config.body_limit)
             _calm_collector()
-            await _Server(web, engine, config.grace).serve_on(
-                listener, lambda: announce(_address(listener), engine.models[0].id)
-            )
+
+            def listening() -> None:
+                _publish(config.database, _address(listener))
+                announce(_address(listener), engine.models[0].id)
+
+            await _Server(web, engine, config.grace).serve_on(listener, listening)
+
+
+@asynccontextmanager
+async def open_server(config: Config) -> AsyncIterator[str]:
+    """A server beside other things in this loop, and its address; it leaves signals alone.
+
+    Once the context is left, what still ran is stored as interrupted.
+
+    Raises:
+        ConfigError: the server cannot start as it is configured.
+    """
+    with bind(config.host, config.port) as listener:
+        listener.listen(2048)
+        async with open_engine(config) as engine:
+            server = _Guest(Web(engine, _origins(config), config.body_limit), engine, 0)
+            listening = asyncio.Event()
+            serving = asyncio.create_task(server.serve_on(listener, listening.set))
+            try:
+                await listening.wait()
+                _publish(config.database, _address(listener))
+                yield _address(listener)
+            finally:
+                await engine.drain(0)
+                server.should_exit = True
+                await serving
+
+
+def find_server(database: str) -> str | None:
+    """The address of the server that this machine runs on a database.
+
+    Empty if it does not listen yet; None if there is none, or the database is no SQLite file.
+    """
+    path = _sqlite_path(database)
+    return None if path is None else read_address(path)
+
+
+def _publish(database: str, address: str) -> None:
+    path = _sqlite_path(database)
+    if path is not None:
+        write_address(path, address)
+
+
+def _sqlite_path(database: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(database.removeprefix(prefix)) if database.startswith(prefix) else None
 
 
 def _allow_open_files() -> None:
@@ -111,16 +157,13 @@ async def _settle(store: Store) -> int:
 
 async def open_store(url: str) -> Store:
     """The store at a database URL, locked and migrated."""
-    if url.startswith(_SQLITE):
-        return SqlStore(open_sqlite(_file(url)))
+    path = _sqlite_path(url)
+    if path is not None:
+        return SqlStore(open_sqlite(path))
     # Here, so that those who use SQLite need not carry asyncpg in memory.
     from turnkeeper.stores.postgres import open_postgres  # noqa: PLC0415
 
     return SqlStore(await open_postgres(url))
-
-
-def _file(url: str) -> Path:
-    return Path(url.removeprefix(_SQLITE))
 
 
 def _policy(config: Config) -> Policy:
@@ -154,8 +197,9 @@ def _new_id() -> str:
 @asynccontextmanager
 async def visit_store(url: str) -> AsyncIterator[Store]:
     """The store at a database URL for a command: not locked, not migrated, nothing settled."""
-    if url.startswith(_SQLITE):
-        store = SqlStore(visit_sqlite(_file(url)))
+    path = _sqlite_path(url)
+    if path is not None:
+        store = SqlStore(visit_sqlite(path))
     else:
         from turnkeeper.stores.postgres import visit_postgres  # noqa: PLC0415
 
@@ -169,8 +213,9 @@ async def visit_store(url: str) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def without_server(url: str) -> AsyncIterator[bool]:
     """Whether no server has the database; if so, none can start until this is left."""
-    if url.startswith(_SQLITE):
-        with sqlite.without_server(_file(url)) as alone:
+    path = _sqlite_path(url)
+    if path is not None:
+        with sqlite.without_server(path) as alone:
             yield alone
     else:
         from turnkeeper.stores import postgres  # noqa: PLC0415
@@ -185,15 +230,17 @@ def back_up(url: str, target: Path, *, force: bool, progress: upkeep.Progress) -
     Raises:
         ConfigError: it is PostgreSQL; or what `stores.upkeep.back_up` says.
     """
-    if not url.startswith(_SQLITE):
+    path = _sqlite_path(url)
+    if path is None:
         raise ConfigError("The database is PostgreSQL: its own pg_dump makes backups of it")
-    return upkeep.back_up(_file(url), target, force=force, progress=progress)
+    return upkeep.back_up(path, target, force=force, progress=progress)
 
 
 async def vacuum(url: str) -> tuple[int, int]:
     """Give the space of deleted rows back; the database's bytes before and after."""
-    if url.startswith(_SQLITE):
-        return upkeep.vacuum(_file(url))
+    path = _sqlite_path(url)
+    if path is not None:
+        return upkeep.vacuum(path)
     from turnkeeper.stores.postgres import vacuum_postgres  # noqa: PLC0415
 
     return await vacuum_postgres(url)
@@ -294,3 +341,11 @@ class _Server(uvicorn.Server):
             # From here on clients are cut off on purpose, which uvicorn would log as errors.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             self.should_exit = True
+
+
+class _Guest(_Server):
+    """A server in a program that has other things to do, and signals of its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

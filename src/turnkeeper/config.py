@@ -360,6 +360,18 @@ def read_setting(
     return value
 
 
+def read_url(text: str) -> str:
+    """The address of a server to talk to, as `--url` gives it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return _url(text)
+    except ValueError as error:
+        raise ConfigError(f"--url {error}") from error
+
+
 def _read_dotenv(path: Path, problems: list[str]) -> Mapping[str, str]:
     try:
         return {name: value for name, value in dotenv_values(path).items() if value is not None}

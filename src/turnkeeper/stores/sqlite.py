@@ -368,22 +368,28 @@ def inspect_sqlite(path: Path) -> int | None:
 def _lock(path: Path) -> IO[str]:
     """Held for as long as the file stays open, and let go by the kernel if we are killed.
 
-    A command may keep servers away while it deletes: wait a moment.
+    A command may keep servers away while it deletes, or look whether there is one: wait a moment.
     """
-    lock = _lock_file(path)
+    lock = _open_lock(path)
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock, fcntl.LOCK_EX):
+            lock.truncate(0)
             return lock
         time.sleep(0.1)
     lock.close()
     raise ConfigError(f"Another Turnkeeper is serving the database {path} already, or rewriting it")
 
 
-def _lock_file(path: Path) -> IO[str]:
+def _open_lock(path: Path) -> IO[str]:
+    """The lock's file, not held yet; what its holder wrote there stays."""
     try:
-        return path.with_name(path.name + ".lock").open("w")
+        return _lock_file(path).open("a")
     except OSError as error:
         raise ConfigError(f"The database {path} cannot be used: {error.strerror}") from error
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
 
 
 def _try_lock(lock: IO[str], kind: int) -> bool:
@@ -392,6 +398,30 @@ def _try_lock(lock: IO[str], kind: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def write_address(path: Path, address: str) -> None:
+    """Note in the lock file where the server of the database at `path` listens: its holder's act.
+
+    A file that cannot be written stops nobody from serving; nobody will find the server by it.
+    """
+    try:
+        _lock_file(path).write_text(address, "utf-8")
+    except OSError as error:
+        log.warning("The server's address was not noted beside %s: %s", path, error)
+
+
+def read_address(path: Path) -> str | None:
+    """Where the server of the database at `path` listens; None if nothing serves it.
+
+    Empty while a server starts. Only a lock that is held counts: a server that was killed leaves
+    its address behind, where another may listen since.
+    """
+    try:
+        with _lock_file(path).open(encoding="utf-8") as lock:
+            return None if _try_lock(lock, fcntl.LOCK_SH) else lock.read()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
@@ -502,5 +532,5 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
 @contextmanager
 def without_server(path: Path) -> Iterator[bool]:
     """Whether no server has the database; if so, none can start until this is left."""
-    with _lock_file(path) as lock:
+    with _open_lock(path) as lock:
         yield _try_lock(lock, fcntl.LOCK_SH)
