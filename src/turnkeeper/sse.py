@@ -122,4 +122,4 @@ def encode_event(data: bytes, name: str = "", event_id: str = "") -> bytes:
         return b"data: %b\n\n" % data
     name_line = f"event: {name}\n" if name else ""
     id_line = f"id: {event_id}\n" if event_id else ""
-    return b"%bdata: %b\n\n" % ((id_line + name_line).encode(), data)
+    return b"%bdata: %b\n\n" % ((name_line + id_line).encode(), data)

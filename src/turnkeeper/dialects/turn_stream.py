@@ -15,6 +15,7 @@ from turnkeeper.domain import Failure, Turn
 from turnkeeper.errors import InvalidRequest, ProviderError
 from turnkeeper.events import Ended, Grew, ReplyEvent, Started
 from turnkeeper.reply import Reply
+from turnkeeper.sse import encode_event
 
 _EVENT_ID = re.compile(r"([0-9]{1,15})(/end)?")
 
@@ -46,19 +47,14 @@ def encode_for(session_id: str) -> Callable[[ReplyEvent], bytes]:
     def encode(event: ReplyEvent) -> bytes:
         match event:
             case Grew(text=text, end=end):  # first: it is nearly always this
-                return b'event: message.delta\nid: %d\ndata: {"text":%b}\n\n' % (
-                    end,
-                    encode_json(text),
-                )
+                data = b'{"text":%b}' % encode_json(text)
+                return encode_event(data, "message.delta", str(end))
             case Started(turn=turn):
-                data = {"turn_id": turn.ref.id, "session_id": session_id, "model": turn.model}
-                return b"event: turn.started\nid: 0\ndata: %b\n\n" % encode_json(data)
+                started = {"turn_id": turn.ref.id, "session_id": session_id, "model": turn.model}
+                return encode_event(encode_json(started), "turn.started", "0")
             case Ended(turn=turn, text=text):
-                return b"event: turn.%b\nid: %d/end\ndata: %b\n\n" % (
-                    turn.status.encode(),
-                    len(text),
-                    encode_json(_ending(event, session_id)),
-                )
+                ending = encode_json(_ending(event, session_id))
+                return encode_event(ending, f"turn.{turn.status.value}", f"{len(text)}/end")
             case _:
                 assert_never(event)
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 64  # transactions in one commit at most, so that the event loop is not held up
 # How often the event loop goes round between two commits. Idle, a round takes microseconds; under
-# load it brings more writes, and a commit costs as much as five turns' statements.
+# load it brings more writes, and a commit costs as much as several turns' statements.
 _ROUNDS = 3
 _BUSY_MS = 5000  # how long to wait for another program that writes to the file
 _LOCK_ATTEMPTS = 10  # at the server's lock, a tenth of a second apart
