@@ -4,61 +4,81 @@ The docstrings are the contract, and the exams in `tests/contracts/` hold every 
 provider to these sentences.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from turnkeeper.domain import (
+    Basis,
+    Deployment,
     Ending,
     History,
     Item,
     ListedItem,
+    MessageRef,
     Model,
     ModelChoice,
     Prompt,
+    Revision,
     Session,
+    SessionChange,
+    SessionChoice,
+    SessionFilter,
     SessionSummary,
     Turn,
     TurnRef,
+    Version,
 )
 from turnkeeper.events import ProviderEvent
-
-
-class ById(msgspec.Struct, frozen=True):
-    """A session by the id the server gave it: it exists, or the caller is wrong."""
-
-    id: str
-
-
-class ByAlias(msgspec.Struct, frozen=True):
-    """A session by the id its client chose, which is the client's own until it is used."""
-
-    alias: str
-
-
-SessionChoice = ById | ByAlias
 
 
 class NewTurn(msgspec.Struct, frozen=True):
     """A turn to begin.
 
     Attributes:
-        session: None for a new one; an alias nobody used yet makes a new one too.
+        session: None for a new one; an alias nobody used yet makes a new one if it says so.
         new_id: the id of a session that has to be created.
+        deployment: whose a new session is to be.
+        scope: the deployment that a session must belong to; None for any.
+        title: of the session, if it has none yet.
         model: what the caller asked for; it becomes the session's model. None keeps that.
-        choose: from the session's model (None when it has none) to the turn's. Pure, since a
-            store may call it more than once; what it raises undoes the turn.
+        choose: from what the turn is made on, and the weight of all that its prompt could show,
+            to the turn's model. Pure, since a store may call it more than once; what it raises
+            undoes the turn.
         queue_limit: how many turns may wait in one session.
+        revisions: those the caller knows already, by id, so that they need not be read.
     """
 
     owner: str
     session: SessionChoice | None
     new_id: str
+    deployment: str
+    scope: str | None
     items: tuple[Item, ...]
+    title: str
     model: str | None
-    choose: Callable[[str | None], ModelChoice]
+    choose: Callable[[Basis, int], ModelChoice]
     queue_limit: int
+    revisions: Mapping[str, Revision]
+    now: int
+
+
+class NewVersion(msgspec.Struct, frozen=True):
+    """A turn to begin in the place of an earlier one; what is left out is as in `NewTurn`.
+
+    Attributes:
+        message: the user's message to put other words for; None to answer the newest anew.
+        words: these other words.
+    """
+
+    owner: str
+    session: SessionChoice
+    message: MessageRef | None
+    words: Item | None
+    model: str | None
+    choose: Callable[[Basis, int], ModelChoice]
+    revisions: Mapping[str, Revision]
     now: int
 
 
@@ -66,11 +86,52 @@ class BegunTurn(msgspec.Struct, frozen=True):
     """A turn that is now stored, `running` or `queued`.
 
     A queued one has no items in its `history` yet: `get_history` gets them when it runs. A
-    running one has as many as its choice's `history_weight` asks for.
+    running one has as many as its choice's `history_weight` asks for. `ahead` are the numbers of
+    the turns before it that are not over, where the basis says that it interrupts them.
     """
 
     turn: Turn
     history: History
+    basis: Basis
+    ahead: Sequence[int] = ()
+
+
+class NewSession(msgspec.Struct, frozen=True):
+    """A session to create before anything is said in it by a turn.
+
+    Attributes:
+        items: a conversation that was had elsewhere.
+        check: raises what speaks against such a session; pure, like `NewTurn.choose`.
+    """
+
+    owner: str
+    id: str
+    deployment: str
+    title: str | None
+    model: str | None
+    variables: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    items: tuple[Item, ...]
+    check: Callable[[Basis], None]
+    now: int
+
+
+class SessionPage(msgspec.Struct, frozen=True):
+    """Some sessions, newest first. `next` is the id to go on after; None at the end."""
+
+    sessions: Sequence[Session]
+    next: str | None
+
+
+class MessagePage(msgspec.Struct, frozen=True):
+    """Some of a session's messages in order, and the session as it was with them.
+
+    `more` says whether there are others beyond, in the direction that was asked for.
+    """
+
+    session: Session
+    messages: Sequence[ListedItem]
+    more: bool
 
 
 class EndedTurn(msgspec.Struct, frozen=True):
@@ -102,8 +163,10 @@ class Store(Protocol):
         the session is, else `queued`; turns of one session run one at a time, by number.
 
         Raises:
-            SessionNotFound: `ById` names no session of the owner.
+            SessionNotFound: the session is not there, not the owner's, or not of the `scope`.
+            DeploymentNotFound: a session would have to be made, and there is no such deployment.
             QueueFull: `queue_limit` turns wait already.
+            SessionBusy: another turn is not over, and the basis says to refuse this one then.
         """
         ...
 
@@ -146,8 +209,23 @@ class Store(Protocol):
         """The owner's sessions that hold a user's or assistant's message, oldest first."""
         ...
 
-    async def list_newest(self, owner: str, limit: int) -> Sequence[Session]:
-        """The owner's `limit` newest sessions, newest first; those without a message too."""
+    async def create_session(self, new: NewSession) -> Session:
+        """Store a session of the newest revision of its deployment.
+
+        Raises:
+            DeploymentNotFound: there is no such deployment.
+        """
+        ...
+
+    async def page_sessions(
+        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+    ) -> SessionPage:
+        """The owner's next sessions in order of creation, newest first, at most `limit`.
+
+        `after` is the id of the last one known; it need not exist any more. A page costs the
+        same however many sessions there are: where few of them are `wanted`, it may hold fewer
+        than `limit`, even none, and still have a `next`.
+        """
         ...
 
     async def get_session(self, owner: str, session: SessionChoice) -> Session:
@@ -155,6 +233,30 @@ class Store(Protocol):
 
         Raises:
             SessionNotFound: no such session, or not the owner's; an alias nobody used.
+        """
+        ...
+
+    async def update_session(
+        self, owner: str, session: SessionChoice, change: SessionChange, now: int
+    ) -> Session:
+        """Change what `change` says; returns the session as it is then.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def fork_session(
+        self, owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+    ) -> Session:
+        """Make a session of its own that holds what this one does, up to and with message `at`.
+
+        None is for all of it, but for turns that are not over. The fork has the same revision,
+        variables, model, title and metadata, and shares nothing: neither can change the other.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+            MessageNotFound: `at` is not listed in the session.
         """
         ...
 
@@ -167,6 +269,69 @@ class Store(Protocol):
 
         Raises:
             SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def page_messages(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: tuple[int, int] | None = None,
+        before: tuple[int, int] | None = None,
+        limit: int,
+    ) -> MessagePage:
+        """The first messages behind `after`, else the last ones before `before` or the end.
+
+        Only a user's and assistant's words are messages here, not those of a reply that failed.
+        A page holds fewer than `limit` where they are long: it is never larger than about a
+        megabyte, unless a single message is.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def begin_version(self, new: NewVersion) -> BegunTurn:
+        """Store a turn that takes the place of an earlier one.
+
+        Without `message` it is over the same words as the newest turn; with one, over `words`
+        instead of that message. What stood in that place, and all that followed it, is listed no
+        more and in no prompt; it stays as a version, which `select_version` brings back.
+
+        Raises:
+            SessionNotFound: no such session of the owner's.
+            MessageNotFound: `message` is not the user's, or not at a place that is listed; or
+                there is no message to answer.
+            SessionBusy: a turn of the session is queued or running.
+        """
+        ...
+
+    async def list_versions(
+        self, owner: str, session: SessionChoice, message: MessageRef
+    ) -> Sequence[Version]:
+        """All that was said at the place of a message, oldest first; itself among it.
+
+        For a user's message the different words that stood there; for a reply the others to the
+        same words.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+            MessageNotFound: there is no such message.
+        """
+        ...
+
+    async def select_version(
+        self, owner: str, session: SessionChoice, message: MessageRef, turn: int, now: int
+    ) -> Session:
+        """List the version that turn number `turn` made, with all that had followed it.
+
+        What stands there now becomes a version in its turn. Nothing changes if it is that one.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+            MessageNotFound: there is no such message, or its place is not listed now.
+            SessionBusy: a turn of the session is queued or running.
         """
         ...
 
@@ -192,6 +357,56 @@ class Store(Protocol):
         Returns:
             The turns that were queued or running, now gone; whoever runs them should stop.
             Nothing happens, and the answer is empty, if the owner has no such session.
+        """
+        ...
+
+    async def publish_revision(
+        self, name: str, revision: Revision, source: Literal["file", "api"], *, new: bool | None
+    ) -> Deployment:
+        """Make `revision` what new sessions of deployment `name` get.
+
+        Nothing is published if the newest revision has the same blueprint, and the deployment is
+        returned as it is. The number of `revision` is given here. `new` says whether the
+        deployment must not exist yet (True), must exist (False), or either (None).
+
+        Raises:
+            DeploymentExists, DeploymentNotFound: against `new`.
+            DeploymentReadOnly: the configuration defines it, and `source` is `api`.
+        """
+        ...
+
+    async def list_deployments(self) -> Sequence[Deployment]:
+        """Every deployment, by name."""
+        ...
+
+    async def get_deployment(self, name: str) -> Deployment:
+        """Raises DeploymentNotFound."""
+        ...
+
+    async def list_revisions(self, name: str) -> Sequence[Revision]:
+        """All that were ever published of a deployment, newest first.
+
+        Raises:
+            DeploymentNotFound: there is no such deployment.
+        """
+        ...
+
+    async def roll_back(self, name: str, revision: str, now: int) -> Deployment:
+        """Publish an earlier revision of a deployment again, by its id.
+
+        Raises:
+            DeploymentNotFound: there is no such deployment.
+            RevisionNotFound: it has no such revision.
+            DeploymentReadOnly: the configuration defines it.
+        """
+        ...
+
+    async def delete_deployment(self, name: str, source: Literal["file", "api"]) -> None:
+        """Make no more sessions of it. Those there are keep their revisions.
+
+        Raises:
+            DeploymentNotFound: there is no such deployment.
+            DeploymentReadOnly: the configuration defines it, and `source` is `api`.
         """
         ...
 

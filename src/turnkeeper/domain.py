@@ -5,11 +5,14 @@ Ids are made here and nowhere else; DESIGN: "made by the server, unguessable, on
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
-from turnkeeper.errors import InvalidRequest
+from turnkeeper.errors import InvalidRequest, SessionNotFound
 
 # --- Ids ---------------------------------------------------------------------------------------
 
@@ -17,6 +20,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 _DIGIT_PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
 _SESSION_ID = re.compile(r"s[0-9a-v]{26}")
 _TURN_ID = re.compile(r"t([0-9a-v]{26})_([1-9][0-9]{0,8})")
+_MESSAGE_ID = re.compile(r"m([0-9a-v]{26})_([1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})")
 
 
 def make_session_id(microseconds: int, random: int) -> str:
@@ -51,6 +55,83 @@ def parse_turn_id(text: str) -> TurnRef | None:
     """The turn that `text` names, or None when it has not the form of a turn's id."""
     match = _TURN_ID.fullmatch(text)
     return TurnRef("s" + match[1], int(match[2])) if match else None
+
+
+class MessageRef(msgspec.Struct, frozen=True):
+    """Where a message lives: its session, the number of its turn, its position there."""
+
+    session_id: str
+    turn: int
+    position: int
+
+    @property
+    def id(self) -> str:
+        return f"m{self.session_id[1:]}_{self.turn}_{self.position}"
+
+
+def parse_message_id(text: str) -> MessageRef | None:
+    """The message that `text` names, or None when it has not the form of a message's id."""
+    match = _MESSAGE_ID.fullmatch(text)
+    return MessageRef("s" + match[1], int(match[2]), int(match[3])) if match else None
+
+
+def make_revision_id(random: int) -> str:
+    """An id for a revision: `r` and 26 digits in base 32, of 130 bits of `random`."""
+    return "r" + "".join([_DIGIT_PAIRS[random >> shift & 1023] for shift in range(120, -10, -10)])
+
+
+# --- Which session a caller means --------------------------------------------------------------
+
+ALIAS_LENGTH = 128
+_ALIAS_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
+
+
+class ById(msgspec.Struct, frozen=True):
+    """A session by the id the server gave it: it exists, or the caller is wrong."""
+
+    id: str
+
+
+class ByAlias(msgspec.Struct, frozen=True):
+    """A session by the id its client chose. With `create`, one nobody used yet makes a session."""
+
+    alias: str
+    create: bool = False
+
+
+SessionChoice = ById | ByAlias
+
+
+def choose_session(text: str) -> SessionChoice:
+    """Which session a caller means who may name new ones: an id of ours, else an alias.
+
+    Raises:
+        InvalidRequest: neither could be.
+    """
+    if is_session_id(text):
+        return ById(text)
+    if _is_alias(text):
+        return ByAlias(text, create=True)
+    raise InvalidRequest(
+        f"session_id must be 1 to {ALIAS_LENGTH} characters of A-Z a-z 0-9 . _ : -"
+    )
+
+
+def find_session(text: str) -> SessionChoice:
+    """Which session a caller means that must be there: an id of ours, else an alias.
+
+    Raises:
+        SessionNotFound: neither could be, so nobody need look.
+    """
+    if is_session_id(text):
+        return ById(text)
+    if _is_alias(text):
+        return ByAlias(text)
+    raise SessionNotFound("Session not found")
+
+
+def _is_alias(text: str) -> bool:
+    return 0 < len(text) <= ALIAS_LENGTH and _ALIAS_CHARACTERS.issuperset(text)
 
 
 # --- Items: what a session keeps, in order -----------------------------------------------------
@@ -203,7 +284,9 @@ class Turn(msgspec.Struct, frozen=True):
 class Ending(msgspec.Struct, frozen=True):
     """How a turn ends: everything `end_turn` writes beside the turn's place and the time.
 
-    `checkpointed` says that some of the text was kept while it was made, and can go now.
+    Attributes:
+        checkpointed: some of the text was kept while it was made, and can go now.
+        model: the one that made the reply, if another than was asked first; None if not.
     """
 
     status: TurnStatus
@@ -212,6 +295,99 @@ class Ending(msgspec.Struct, frozen=True):
     failure: Failure | None = None
     context: Context | None = None
     checkpointed: bool = False
+    model: str | None = None
+
+
+# --- Deployments -------------------------------------------------------------------------------
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
+StopText = Annotated[str, Meta(min_length=1, max_length=200)]
+ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How a model is to choose its words; None is as the model does by itself."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message prepared in a blueprint, which every prompt begins with."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a deployment makes sessions of: its prompt, its model and its settings.
+
+    Attributes:
+        system_message: what every prompt begins with; `{name}` stands for a variable.
+        messages: examples that follow it, with variables too.
+        model: None for the server's default model.
+        fallback_models: asked in order where the one before cannot make a reply.
+        context_window: tokens of prompt and reply, where fewer than the model holds are wanted.
+        overflow: what happens when a session no longer fits: its oldest turns are left out of
+            the prompt, or the message is refused.
+        unused_variables: whether a variable that no placeholder names is told to the model.
+        on_disconnect: what becomes of a turn when the last client that waits for it goes away.
+        concurrency: what happens to a message while a reply is made in its session.
+        idle_timeout: seconds without a change after which a session is deleted; None for never.
+    """
+
+    system_message: str = ""
+    messages: Annotated[tuple[Example, ...], Meta(max_length=1000)] = ()
+    model: ModelId | None = None
+    fallback_models: Annotated[tuple[ModelId, ...], Meta(max_length=16)] = ()
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    max_tokens: MaxTokens | None = None
+    stop: Annotated[tuple[StopText, ...], Meta(max_length=4)] = ()
+    context_window: Annotated[int, Meta(ge=256, le=100_000_000)] | None = None
+    overflow: Literal["truncate", "error"] = "truncate"
+    unused_variables: Literal["tell", "ignore"] = "tell"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    concurrency: Literal["queue", "reject", "interrupt"] = "queue"
+    idle_timeout: Annotated[int, Meta(ge=1, le=3_153_600_000)] | None = None
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """A blueprint as it was published, never changed again: seed 004's engine state.
+
+    `number` counts the revisions of a deployment from 1.
+    """
+
+    id: str
+    deployment: str
+    number: int
+    blueprint: Blueprint
+    created_at: int
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """A name that sessions are made under, and the revision that new ones get.
+
+    `source` is `file` when the configuration defines it, and then nothing else may change it.
+    """
+
+    name: str
+    revision: Revision
+    source: Literal["file", "api"]
+    created_at: int
+    updated_at: int
+
+
+class Basis(msgspec.Struct, frozen=True):
+    """What a session's turns are made on: all that was fixed when it was made, and its model."""
+
+    revision: Revision
+    variables: Mapping[str, str]
+    model: str | None
 
 
 # --- Sessions and models -----------------------------------------------------------------------
@@ -229,31 +405,91 @@ class Session(msgspec.Struct, frozen=True):
     """A session itself, without what was said in it.
 
     Attributes:
-        model: the one last asked for; None for the server's default.
+        model: the one last asked for; None for its deployment's.
+        revision: the id of the revision it was made with.
+        running: the number of the turn that runs; None if none does.
         open_turns: how many of its turns are queued or running.
+        version: another one after every change to the session or what was said in it.
     """
 
     id: str
     alias: str | None
+    title: str | None
     model: str | None
+    deployment: str
+    revision: str
     message_count: int
+    running: int | None
     open_turns: int
+    pinned: bool
+    archived: bool
+    version: int
     created_at: int
     updated_at: int
+    variables: Mapping[str, str]
+    metadata: Mapping[str, Any]
+
+
+class SessionChange(msgspec.Struct, frozen=True):
+    """What to change of a session: UNSET leaves a thing as it is, None takes it away.
+
+    A title taken away is made anew of the next message.
+    """
+
+    title: str | None | UnsetType = UNSET
+    model: str | None | UnsetType = UNSET
+    metadata: Mapping[str, Any] | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    archived: bool | UnsetType = UNSET
+
+
+class SessionFilter(msgspec.Struct, frozen=True):
+    """Which sessions are wanted in a list; None for either kind, `title` for a part of it."""
+
+    archived: bool | None = None
+    pinned: bool | None = None
+    deployment: str | None = None
+    title: str | None = None
+
+
+TITLE_LENGTH = 60
+
+
+def make_title(text: str) -> str:
+    """A title for a session that begins with these words: at most 60 characters, cut at a word."""
+    words = " ".join(text[: 8 * TITLE_LENGTH].split())
+    if len(words) <= TITLE_LENGTH:
+        return words
+    cut = words.rfind(" ", 0, TITLE_LENGTH)
+    return words[: cut if cut > 0 else TITLE_LENGTH - 1].rstrip() + "…"
 
 
 class ListedItem(msgspec.Struct, frozen=True):
     """An item as someone reads it back: in its place, with how its turn stands.
 
-    `at` is when its turn was stored, for a reply when it ended. Both are None for an item that
-    belongs to no turn.
+    Attributes:
+        status: None for an item that belongs to no turn.
+        model: which made it; None for all but a turn's reply.
+        at: when it was stored.
     """
 
     turn: int
     position: int
     item: Item
     status: TurnStatus | None
-    at: int | None
+    model: str | None
+    at: int
+
+
+class Version(msgspec.Struct, frozen=True):
+    """One of several messages that were, at one time or another, said at the same place.
+
+    `message` is None for a reply that has no word, or none yet.
+    """
+
+    turn: int
+    selected: bool
+    message: ListedItem | None
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -281,7 +517,8 @@ class ModelChoice(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """What a model is asked: its id and the items it is shown, in order."""
+    """What a model is asked: its id, the items it is shown in order, how to choose its words."""
 
     model: str
     items: tuple[Item, ...]
+    sampling: Sampling = Sampling()

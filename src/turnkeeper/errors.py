@@ -16,6 +16,11 @@ logged whole, answered with little.
     │   ├── MethodNotAllowed    the path is there, for other methods
     │   ├── SessionNotFound     unknown, or someone else's: the caller cannot tell which
     │   ├── TurnNotFound
+    │   ├── MessageNotFound
+    │   ├── DeploymentNotFound
+    │   ├── RevisionNotFound
+    │   ├── DeploymentExists
+    │   ├── DeploymentReadOnly  the configuration defines it, so only that can change it
     │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
@@ -82,6 +87,26 @@ class TurnNotFound(Refused):
     code = "turn_not_found"
 
 
+class MessageNotFound(Refused):
+    code = "message_not_found"
+
+
+class DeploymentNotFound(Refused):
+    code = "deployment_not_found"
+
+
+class RevisionNotFound(Refused):
+    code = "revision_not_found"
+
+
+class DeploymentExists(Refused):
+    code = "deployment_exists"
+
+
+class DeploymentReadOnly(Refused):
+    code = "deployment_read_only"
+
+
 class HostRefused(Refused):
     code = "forbidden"
 
@@ -99,8 +124,14 @@ class MethodNotAllowed(Refused):
 
 
 class SessionBusy(Refused):
+    """`turn_id` is the turn that is queued or running."""
+
     code = "session_busy"
     retry_after = 1.0
+
+    def __init__(self, sentence: str, turn_id: str) -> None:
+        super().__init__(sentence)
+        self.turn_id = turn_id
 
 
 class QueueFull(Refused):

@@ -13,6 +13,7 @@ from turnkeeper.engine import Engine
 from turnkeeper.errors import InvalidRequest, TurnEnded, TurnkeeperError
 from turnkeeper.events import ReplyEvent
 from turnkeeper.reply import Reply
+from turnkeeper.validation import explain
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         if b"".join(body.split()) in (b"[]", b"null"):
             raise NoData("No data provided") from error
-        raise InvalidRequest(_explain(str(error))) from error
+        raise InvalidRequest(explain(str(error))) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("The body is not valid JSON: it is not UTF-8") from error
     except msgspec.DecodeError as error:
@@ -100,17 +101,6 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply") from error
     return decoded
-
-
-def _explain(problem: str) -> str:
-    """msgspec's "Expected `str`, got `int` - at `$.message`" as a sentence about the field."""
-    expected, _, place = problem.partition(" - at `$.")
-    if not place:
-        return "The body must be a JSON object"
-    names = {"str": "a string", "bool": "true or false", "int": "an integer", "object": "an object"}
-    wanted = expected.split("`")[1] if "`" in expected else expected
-    kinds = [names.get(kind, kind) for kind in wanted.split(" | ") if kind != "null"]
-    return f"{place.rstrip('`')} must be {' or '.join(kinds)}"
 
 
 # --- Errors ------------------------------------------------------------------------------------

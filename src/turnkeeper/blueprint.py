@@ -1,0 +1,113 @@
+"""Blueprints: reading one, filling in the variables of a session, telling two apart. Pure.
+
+A variable stands in single braces, `{country}`, spaces inside tolerated. Its value is data: it is
+put in once, and braces in it mean nothing.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+
+from turnkeeper.domain import Blueprint, Message, Sampling, check_text
+from turnkeeper.errors import InvalidRequest
+from turnkeeper.validation import explain
+
+_DEPLOYMENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def is_deployment_name(text: str) -> bool:
+    """Whether a deployment may be called so: it is a part of its base URL."""
+    return _DEPLOYMENT_NAME.fullmatch(text) is not None
+
+
+# --- Reading -----------------------------------------------------------------------------------
+
+
+def read_blueprint(values: Any) -> Blueprint:
+    """The blueprint that plain values describe, as JSON or TOML give them.
+
+    Raises:
+        InvalidRequest: a field is unknown, or its value cannot be.
+    """
+    try:
+        blueprint = msgspec.convert(values, Blueprint)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_list_choices(explain(str(error), "The deployment"))) from error
+    check_text(blueprint.system_message, "system_message")
+    for number, example in enumerate(blueprint.messages):
+        if not example.content.strip():
+            raise InvalidRequest(f"messages[{number}].content must not be blank")
+        check_text(example.content, f"messages[{number}].content")
+    for text in (blueprint.model or "", *blueprint.fallback_models, *blueprint.stop):
+        check_text(text, "The deployment")
+    return blueprint
+
+
+def _list_choices(sentence: str) -> str:
+    """With the values that a field may have, if the sentence is about one that has few."""
+    name, _, rest = sentence.partition(" has a value")
+    hint = get_type_hints(Blueprint).get(name) if rest else None
+    return f"{name} must be {' or '.join(get_args(hint))}" if hint else sentence
+
+
+def plain_blueprint(blueprint: Blueprint) -> dict[str, Any]:
+    """Every field of a blueprint, those left out too, as plain values."""
+    return {name: msgspec.to_builtins(getattr(blueprint, name)) for name in _FIELDS}
+
+
+_FIELDS = Blueprint.__struct_fields__
+
+
+def diff_blueprints(before: Blueprint, after: Blueprint) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two blueprints differ, each as it was and as it is."""
+    old, new = plain_blueprint(before), plain_blueprint(after)
+    return {name: (old[name], new[name]) for name in _FIELDS if old[name] != new[name]}
+
+
+def sampling_of(blueprint: Blueprint) -> Sampling:
+    return Sampling(blueprint.temperature, blueprint.top_p, blueprint.max_tokens, blueprint.stop)
+
+
+# --- Filling in --------------------------------------------------------------------------------
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+def fill_in(blueprint: Blueprint, variables: Mapping[str, str]) -> tuple[Message, ...]:
+    """What every prompt of a session begins with: the system message and the examples.
+
+    A placeholder without a value stays as it is written. A variable that no placeholder names is
+    told in a line after the system message, unless the blueprint ignores such.
+    """
+    used: set[str] = set()
+    system = _fill_in(blueprint.system_message, variables, used)
+    examples = [
+        Message(example.role, _fill_in(example.content, variables, used))
+        for example in blueprint.messages
+    ]
+    unused = [name for name in variables if name not in used]
+    if unused and blueprint.unused_variables == "tell":
+        lines = "\n".join(f"{_one_line(name)}: {_one_line(variables[name])}" for name in unused)
+        system = f"{system}\n\n{lines}" if system else lines
+    return (Message("system", system), *examples) if system else tuple(examples)
+
+
+def _fill_in(text: str, variables: Mapping[str, str], used: set[str]) -> str:
+    """All at once, so that no value is ever searched for placeholders."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] if match[1] in variables else match[1].strip()
+        if name not in variables:
+            return match[0]
+        used.add(name)
+        return variables[name]
+
+    return _PLACEHOLDER.sub(value, text) if variables else text
+
+
+def _one_line(text: str) -> str:
+    """The text, or if it has several lines the JSON of it: it cannot pose as another variable."""
+    return text if len(f"{text}.".splitlines()) == 1 else json.dumps(text, ensure_ascii=False)
