@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from turnkeeper.blueprint import fill_in
 from turnkeeper.config import SETTINGS, Config, ModelEntry, ProviderEntry
 from turnkeeper.contracts import Provider
-from turnkeeper.domain import Model
+from turnkeeper.domain import Blueprint, Model
 from turnkeeper.errors import ConfigError, ProviderError
 from turnkeeper.offers import Offers, make_offers
+from turnkeeper.prompt import capacity, weigh
 from turnkeeper.providers import catalog
 from turnkeeper.providers.completions import ListedModel
 from turnkeeper.providers.eliza import Eliza
@@ -117,18 +119,20 @@ class Roster:
         Raises:
             ConfigError: nothing, or not the default; or the system message fills a window.
         """
-        default, system_message = self._config.model, self._config.system_message
-        offers = make_offers(self._providers, system_message)
+        default = self._config.model
+        offers = make_offers(self._providers)
         if self._first and default and default not in offers.by_id and not self._is_away(default):
             self._first.adopt(default)
-            offers = make_offers(self._providers, system_message)
+            offers = make_offers(self._providers)
         because = "".join(f"; {absence}" for absence in self.absences())
         if default and default not in offers.by_id:
             raise ConfigError(f"The model {default} is offered by no provider{because}")
         if not offers.listed:
             raise ConfigError(f"No provider offers a model{because}")
+        blueprint = Blueprint(self._config.system_message)
+        frame_weight = weigh(fill_in(blueprint, {}))
         for offer in offers.listed:
-            if offer.room <= 0:
+            if capacity(offer.model, blueprint, frame_weight) <= 0:
                 raise ConfigError(
                     f"The system_message leaves no room for a conversation in {offer.model.id}"
                 )

@@ -5,6 +5,7 @@ from turnkeeper.dialects.exchange import (
     Call,
     Dialect,
     Outcome,
+    Parts,
     Route,
     encode_error,
     encode_json,
@@ -12,22 +13,21 @@ from turnkeeper.dialects.exchange import (
 )
 from turnkeeper.dialects.turn_stream import encode_turn, resumed_stream
 from turnkeeper.domain import Turn, TurnRef, parse_turn_id
-from turnkeeper.engine import Engine
 from turnkeeper.errors import TurnNotFound
 
 
-async def get_turn(engine: Engine, call: Call) -> Answer:
-    reply = await engine.follow_turn(call.caller, _turn_ref(call))
+async def get_turn(parts: Parts, call: Call) -> Answer:
+    reply = await parts.engine.follow_turn(call.caller, _turn_ref(call))
     return _encode(reply.turn)
 
 
-async def follow_turn(engine: Engine, call: Call) -> Outcome:
-    reply = await engine.follow_turn(call.caller, _turn_ref(call))
+async def follow_turn(parts: Parts, call: Call) -> Outcome:
+    reply = await parts.engine.follow_turn(call.caller, _turn_ref(call))
     return resumed_stream(reply, call)
 
 
-async def cancel_turn(engine: Engine, call: Call) -> Answer:
-    return _encode(await engine.cancel_turn(call.caller, _turn_ref(call)))
+async def cancel_turn(parts: Parts, call: Call) -> Answer:
+    return _encode(await parts.engine.cancel_turn(call.caller, _turn_ref(call)))
 
 
 def _turn_ref(call: Call) -> TurnRef:
