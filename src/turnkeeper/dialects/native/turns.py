@@ -1,13 +1,11 @@
-"""The native surface: what any turn has, whichever dialect began it."""
+"""What any turn has, whichever dialect began it."""
 
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
-    Dialect,
     Outcome,
     Parts,
     Route,
-    encode_error,
     encode_json,
     turn_headers,
 )
@@ -43,11 +41,8 @@ def _encode(turn: Turn) -> Answer:
     return Answer(200, body, turn_headers(turn.ref.id, turn.ref.session_id))
 
 
-DIALECT = Dialect(
-    routes=(
-        Route("GET", "/api/turns/{turn_id}", get_turn, "A turn and how it stands"),
-        Route("GET", "/api/turns/{turn_id}/events", follow_turn, "Follow a turn's reply"),
-        Route("POST", "/api/turns/{turn_id}/cancel", cancel_turn, "Stop a turn"),
-    ),
-    encode_error=encode_error,
+ROUTES = (
+    Route("GET", "/api/turns/{turn_id}", get_turn, "A turn and how it stands"),
+    Route("GET", "/api/turns/{turn_id}/events", follow_turn, "Follow a turn's reply"),
+    Route("POST", "/api/turns/{turn_id}/cancel", cancel_turn, "Stop a turn"),
 )
