@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from turnkeeper.domain import Blueprint, Message, Sampling, check_text
-from turnkeeper.errors import InvalidRequest
+from turnkeeper.errors import DeploymentNotFound, InvalidRequest
 from turnkeeper.validation import explain
 
 _DEPLOYMENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -21,6 +21,17 @@ _DEPLOYMENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 def is_deployment_name(text: str) -> bool:
     """Whether a deployment may be called so: it is a part of its base URL."""
     return _DEPLOYMENT_NAME.fullmatch(text) is not None
+
+
+def find_deployment(text: str) -> str:
+    """The name of a deployment that must be there.
+
+    Raises:
+        DeploymentNotFound: none can be called so, so nobody need look.
+    """
+    if not is_deployment_name(text):
+        raise DeploymentNotFound("Deployment not found")
+    return text
 
 
 # --- Reading -----------------------------------------------------------------------------------

@@ -115,15 +115,29 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         NoData: it is empty: no bytes, `{}`, `[]` or `null`.
         InvalidRequest: it is not JSON, not an object, or a field has the wrong type.
     """
-    if not body.strip(b" \t\r\n{}"):
+    if is_empty(body):
         raise NoData("No data provided")
+    return decode_json(decoder, body)
+
+
+def is_empty(body: bytes) -> bool:
+    """Whether a body says nothing: no bytes, `{}`, `[]` or `null`."""
+    if body.strip(b" \t\r\n{}[]") not in (b"", b"null"):  # nearly always
+        return False
+    return b"".join(body.split()) in (b"", b"{}", b"[]", b"null")
+
+
+def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request's JSON, whatever it is.
+
+    Raises:
+        InvalidRequest: it is not JSON, or something in it has the wrong type.
+    """
     try:
         if not body.isascii():
             body.decode()  # msgspec does not look into fields that it skips
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        if b"".join(body.split()) in (b"[]", b"null"):
-            raise NoData("No data provided") from error
         raise InvalidRequest(explain(str(error))) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("The body is not valid JSON: it is not UTF-8") from error
@@ -132,6 +146,17 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply") from error
     return decoded
+
+
+def plain_text(value: msgspec.Raw) -> str:
+    """A JSON value as text: a string as it is, anything else as its JSON without white space.
+
+    Numbers and escapes stay as they were written.
+    """
+    written = bytes(value)
+    if written.startswith(b'"'):
+        return msgspec.json.decode(written, type=str)
+    return msgspec.json.format(written, indent=-1).decode()
 
 
 async def completed(call: Call, reply: Reply) -> str:
