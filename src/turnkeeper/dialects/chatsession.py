@@ -25,7 +25,7 @@ from turnkeeper.dialects.exchange import (
     turn_headers,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
-from turnkeeper.domain import find_session
+from turnkeeper.domain import check_text, find_session
 from turnkeeper.errors import InvalidRequest, SessionNotFound, TurnkeeperError
 from turnkeeper.reply import Reply
 
@@ -94,7 +94,8 @@ def decode_opening(body: bytes) -> Opening:
 
     Raises:
         NoData: there is neither, or it is null or blank.
-        InvalidRequest: the body is not JSON, or `stream` beside `ini_message` is no boolean.
+        InvalidRequest: the body is not JSON, `stream` beside `ini_message` is no boolean, or the
+            text cannot be kept.
     """
     if is_empty(body):
         raise NoData("No data provided")
@@ -111,7 +112,7 @@ def decode_opening(body: bytes) -> Opening:
     text = "" if bytes(whole) == b"null" else plain_text(whole)
     if not text.strip():
         raise NoData("ini_message must not be empty")
-    return Opening(text, stream == b"true")
+    return Opening(check_text(text, "ini_message"), stream == b"true")
 
 
 _FALSE = msgspec.Raw(b"false")
@@ -134,6 +135,7 @@ def _decode_send(body: bytes) -> SendRequest:
         is_missing = not value if name == "session_id" else not (value or "").strip()
         if is_missing:
             raise InvalidRequest(f"Missing {name}")
+    check_text(request.msg_text, "msg_text")
     return request
 
 

@@ -15,6 +15,7 @@ from turnkeeper.dialects.exchange import (
     Call,
     Dialect,
     Handler,
+    NoData,
     Outcome,
     Parts,
     Route,
@@ -65,7 +66,7 @@ class InvokeRequest(msgspec.Struct):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     max_tokens: MaxTokens | None = None
-    stop: str | Annotated[tuple[StopText, ...], Meta(max_length=4)] | None = None
+    stop: StopText | Annotated[tuple[StopText, ...], Meta(max_length=4)] | None = None
 
 
 _variables = msgspec.json.Decoder(list[Variable])
@@ -79,7 +80,7 @@ async def create_session(parts: Parts, call: Call) -> Answer:
 
 
 async def invoke(parts: Parts, call: Call) -> Outcome:
-    request = decode_object(_invoke_request, call.body)
+    request = _decode_invoke(call.body)
     session_id = _required(request.chat_session_id, "chat_session_id")
     text = _required(request.user_message, "user_message")
     reply = await parts.engine.take_turn(
@@ -174,12 +175,19 @@ def decode_variables(body: bytes) -> dict[str, str]:
     return variables
 
 
+def _decode_invoke(body: bytes) -> InvokeRequest:
+    try:
+        return decode_object(_invoke_request, body)
+    except NoData:
+        return InvokeRequest()
+
+
 def _required(text: str | None, name: str) -> str:
     if text is None:
         raise InvalidRequest(f"{name} is missing")
     if not text.strip():
         raise InvalidRequest(f"{name} must not be blank")
-    return text
+    return check_text(text, name)
 
 
 def _sampling(request: InvokeRequest) -> Sampling | None:
