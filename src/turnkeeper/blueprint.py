@@ -121,4 +121,9 @@ def _fill_in(text: str, variables: Mapping[str, str], used: set[str]) -> str:
 
 def _one_line(text: str) -> str:
     """The text, or if it has several lines the JSON of it: it cannot pose as another variable."""
-    return text if len(f"{text}.".splitlines()) == 1 else json.dumps(text, ensure_ascii=False)
+    if len(f"{text}.".splitlines()) == 1:
+        return text
+    return _LINE_END.sub(lambda end: f"\\u{ord(end[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+_LINE_END = re.compile("[\x85\u2028\u2029]")  # those that JSON may leave as they are
