@@ -212,12 +212,12 @@ _CALLS: tuple[tuple[str, str, Handler, str], ...] = (
     ("POST", "/invoke", _knowing(invoke), "Send a message to a session"),
     ("GET", "/chat-session/{chat_session_id}", _knowing(get_session), "A session's messages"),
     ("DELETE", "/chat-session/{chat_session_id}", _knowing(delete_session), "Delete a session"),
-    ("POST", "/generate", generate, "One reply to the prompt alone; nothing is kept"),
+    ("POST", "/generate", generate, "One reply to the prompt alone, nothing kept"),
 )
 
 DIALECT = Dialect(
     routes=tuple(
-        Route(method, base + path, handler, f"{description}, {whose}")
+        Route(method, base + path, handler, f"{description} ({whose})")
         for base, whose in (("", "default deployment"), ("/deployments/{name}", "any deployment"))
         for method, path, handler, description in _CALLS
     ),
