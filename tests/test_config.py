@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from turnkeeper.compose import open_engine
+from turnkeeper.compose import open_parts
 from turnkeeper.config import SETTINGS, Config, ModelEntry, read_config
 from turnkeeper.errors import ConfigError
 
@@ -123,7 +123,7 @@ async def test_a_system_message_that_fills_the_window_is_refused(tmp_path: Path)
         "system_message": "x" * 1000,
     }
     with pytest.raises(ConfigError, match="leaves no room"):
-        async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")):
+        async with open_parts(read(tmp_path, options, GROQ_API_KEY="k")):
             pass
 
 
@@ -257,7 +257,8 @@ async def test_a_provider_is_found_by_what_is_set(
     tmp_path: Path, environment: dict[str, str], first: str, many: bool
 ) -> None:
     config = read(tmp_path, {"database": f"sqlite:///{tmp_path}/t.db"}, **environment)
-    async with open_engine(config) as engine:
+    async with open_parts(config) as parts:
+        engine = parts.engine
         assert engine.models[0].id == first
         assert (len(engine.models) > 1) is many
         assert len({model.id for model in engine.models}) == len(engine.models)
@@ -265,5 +266,6 @@ async def test_a_provider_is_found_by_what_is_set(
 
 async def test_a_context_window_holds_for_all_models(tmp_path: Path) -> None:
     options = {"database": f"sqlite:///{tmp_path}/t.db", "context_window": "4096"}
-    async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")) as engine:
+    async with open_parts(read(tmp_path, options, GROQ_API_KEY="k")) as parts:
+        engine = parts.engine
         assert {model.context_window for model in engine.models} == {4096}
