@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from turnkeeper.domain import Blueprint, Message, Sampling, check_text
+from turnkeeper.domain import Blueprint, Example, Message, Sampling, check_text
 from turnkeeper.errors import InvalidRequest
 from turnkeeper.validation import explain
 
@@ -66,7 +66,8 @@ def wrong_fields(values: Mapping[str, Any]) -> Iterator[str]:
 def _list_choices(sentence: str) -> str:
     """With the values that a field may have, if the sentence is about one that has few."""
     name, _, rest = sentence.partition(" has a value")
-    hint = get_type_hints(Blueprint).get(name) if rest else None
+    hints = get_type_hints(Example) | get_type_hints(Blueprint)
+    hint = hints.get(name.rpartition(".")[2]) if rest else None
     return f"{name} must be {' or '.join(get_args(hint))}" if hint else sentence
 
 

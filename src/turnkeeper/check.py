@@ -192,7 +192,8 @@ def _said_of_deployment(entry: DeploymentEntry, offers: Offers | None) -> Iterat
     yield f"/deployments/{entry.name}"
     if entry.default:
         yield "the default"
-    yield blueprint.model or (offers.listed[0].model.id if offers else "no model")
+    default = offers.listed[0].model.id if offers else "none"
+    yield f"model {blueprint.model or default}"
     if blueprint.fallback_models:
         yield f"else {' or '.join(blueprint.fallback_models)}"
     if blueprint.messages:

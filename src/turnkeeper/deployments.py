@@ -12,13 +12,11 @@ import secrets
 import sys
 import time
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
-from rich.text import Text
 
 from turnkeeper.blueprint import (
     DEPLOYMENT_NAME,
@@ -119,11 +117,8 @@ def diff(url: str, name: str, before: str | None, after: str | None) -> None:
     deployment, revisions = _visit(url, lambda store: _read(store, name))
     new = deployment.revision if after is None else _find(name, revisions, after)
     old = _before(name, revisions, new) if before is None else _find(name, revisions, before)
-    console = Console(highlight=False, soft_wrap=True)  # colours only in a terminal
-    console.print(Text(f"--- {_title(old)}", "bold"))
-    console.print(Text(f"+++ {_title(new)}", "bold"))
-    for line in _changes(old.blueprint, new.blueprint):
-        console.print(Text(safe(line), _STYLES.get(line[:1], "")))
+    _print_coloured([f"--- {_title(old)}", f"+++ {_title(new)}"])
+    _print_coloured(_changes(old.blueprint, new.blueprint), _STYLES)
 
 
 # --- Changing ----------------------------------------------------------------------------------
@@ -142,8 +137,8 @@ def publish(url: str, name: str, file: BinaryIO) -> None:
     if not is_deployment_name(name):
         raise ConfigError(f"A deployment must have {DEPLOYMENT_NAME}")
     blueprint = _read_file(file)
-    number = make_revision_id(secrets.randbits(130))
-    revision = Revision(number, name, 0, blueprint, _now())  # the store counts
+    id_ = make_revision_id(secrets.randbits(130))
+    revision = Revision(id_, name, 0, blueprint, _now())  # the store gives the number
     published = _visit(url, lambda store: store.publish_revision(name, revision, "api", new=None))
     is_new = published.revision.id == revision.id
     click.echo(f"{'Published' if is_new else 'Nothing changed:'} {_title(published.revision)}")
@@ -173,7 +168,7 @@ def rollback(url: str, name: str, state: str) -> None:
 def delete(url: str, name: str, yes: bool) -> None:
     """Make no more sessions of a deployment. Those there are go on as they are."""
     deployment = _visit(url, lambda store: store.get_deployment(name))
-    click.echo("  ".join(_cells(deployment)))
+    click.echo("  ".join(_cells(deployment)).rstrip())
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("nobody is there to be asked: say --yes to delete it")
@@ -252,6 +247,16 @@ def _parse(file: BinaryIO) -> dict[str, Any]:
 # --- On the terminal ---------------------------------------------------------------------------
 
 
+def _print_coloured(lines: Iterable[str], styles: Mapping[str, str] | None = None) -> None:
+    """Lines in the style of their first character, or bold; plain where nobody sees colours."""
+    from rich.console import Console  # noqa: PLC0415  no other command needs it
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(Text(safe(line), "bold" if styles is None else styles.get(line[:1], "")))
+
+
 def _title(revision: Revision) -> str:
     made = _minute(revision.created_at)
     return f"{revision.deployment}  state {revision.number}  {revision.id}  {made}"
@@ -294,7 +299,7 @@ def _described(blueprint: Blueprint) -> Iterator[str]:
 def _prompt(plain: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Who says what in it, in order."""
     if plain["system_message"]:
-        yield "system", plain["system_message"]
+        yield "system_message", plain["system_message"]
     for example in plain["messages"]:
         yield example["role"], example["content"]
 
@@ -317,7 +322,7 @@ def _changes(before: Blueprint, after: Blueprint) -> Iterator[str]:
 
 
 def _lines(plain: dict[str, Any]) -> list[str]:
-    return [line for role, text in _prompt(plain) for line in (f"[{role}]", *text.splitlines(), "")]
+    return [line for role, text in _prompt(plain) for line in (f"[{role}]", *text.split("\n"), "")]
 
 
 # --- As JSON -----------------------------------------------------------------------------------
