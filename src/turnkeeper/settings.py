@@ -190,7 +190,7 @@ SETTINGS: tuple[Setting, ...] = (
         "system_message",
         "You are a helpful AI assistant.",
         _text,
-        "What every conversation begins with.",
+        "What conversations begin with, unless their deployment says otherwise.",
     ),
     Setting(
         "context_window",
