@@ -18,8 +18,8 @@ from rig.server import Server
 from tests.test_upkeep import empty_database, failure, turnkeeper
 from turnkeeper import compose
 from turnkeeper.domain import Blueprint, Revision, make_revision_id
-from turnkeeper.stores.sql import SqlStore
 from turnkeeper.stores.sqlite import open_sqlite
+from turnkeeper.stores.store import SqlStore
 
 NOW = 1_700_000_000_000
 
@@ -136,7 +136,7 @@ def test_what_is_wrong_in_a_file_is_named(
 
 def test_a_name_must_fit_into_an_address(folder: Path) -> None:
     said = refused(folder, "publish", "My Tutor", "first.toml", code=2)
-    assert "A deployment must have a name of 1 to 64 characters of a-z 0-9 _ -" in said
+    assert "NAME must be 1 to 64 characters of a-z 0-9 _ -" in said
     assert "nofile" in refused(folder, "publish", "tutor", "nofile", code=2)
 
 

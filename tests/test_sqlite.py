@@ -12,7 +12,8 @@ from tests.contracts.test_store import NOW, a_turn, completed
 from turnkeeper.contracts import ByAlias
 from turnkeeper.domain import Ending, TurnStatus
 from turnkeeper.errors import ConfigError, StoreUnavailable
-from turnkeeper.stores.sql import SqlStore, Transaction
+from turnkeeper.stores.sql.rows import Transaction
+from turnkeeper.stores.store import SqlStore
 from turnkeeper.stores.sqlite import SqliteDriver, open_sqlite
 
 

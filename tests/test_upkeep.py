@@ -28,7 +28,7 @@ from turnkeeper.contracts import ByAlias
 from turnkeeper.domain import Ending, TurnStatus
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations, sql, upkeep
-from turnkeeper.stores.sql import SqlStore
+from turnkeeper.stores.store import SqlStore
 from turnkeeper.stores.sqlite import open_sqlite, visit_sqlite, without_server
 
 _numbers = itertools.count(1)

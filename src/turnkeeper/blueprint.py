@@ -16,7 +16,7 @@ from turnkeeper.errors import InvalidRequest
 from turnkeeper.validation import explain
 
 _DEPLOYMENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-DEPLOYMENT_NAME = "a name of 1 to 64 characters of a-z 0-9 _ -, which begins with a-z or 0-9"
+DEPLOYMENT_NAME = "1 to 64 characters of a-z 0-9 _ -, the first a letter or a digit"
 
 
 def is_deployment_name(text: str) -> bool:

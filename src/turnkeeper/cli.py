@@ -10,8 +10,8 @@ import click
 import uvloop
 
 from turnkeeper.config import SETTINGS, Config, Setting, read_config, read_url, shown_database
-from turnkeeper.deployments import deployments
 from turnkeeper.errors import ConfigError
+from turnkeeper.publishing import deployments
 from turnkeeper.upkeep import backup, sessions, vacuum
 
 

@@ -16,14 +16,18 @@ import uvicorn
 
 from turnkeeper.config import LOOPBACK, Config
 from turnkeeper.contracts import Store
-from turnkeeper.domain import make_session_id
+from turnkeeper.deployments import Deployments
+from turnkeeper.dialects.exchange import Parts
+from turnkeeper.domain import Blueprint, make_revision_id, make_session_id
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.offers import Offers
+from turnkeeper.plans import Plans
 from turnkeeper.roster import open_roster
+from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
-from turnkeeper.stores.sql import SqlStore
 from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
+from turnkeeper.stores.store import SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
@@ -41,15 +45,15 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     _allow_open_files()
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_engine(config) as engine:
-            web = Web(engine, _origins(config), config.body_limit)
+        async with open_parts(config) as parts:
+            web = Web(parts, _origins(config), config.body_limit)
             _calm_collector()
 
             def listening() -> None:
                 _publish(config.database, _address(listener))
-                announce(_address(listener), engine.models[0].id)
+                announce(_address(listener), parts.engine.models[0].id)
 
-            await _Server(web, engine, config.grace).serve_on(listener, listening)
+            await _Server(web, parts.engine, config.grace).serve_on(listener, listening)
 
 
 @asynccontextmanager
@@ -63,8 +67,8 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     """
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_engine(config) as engine:
-            server = _Guest(Web(engine, _origins(config), config.body_limit), engine, 0)
+        async with open_parts(config) as parts:
+            server = _Guest(Web(parts, _origins(config), config.body_limit), parts.engine, 0)
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -72,7 +76,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
                 _publish(config.database, _address(listener))
                 yield _address(listener)
             finally:
-                await engine.drain(0)
+                await parts.engine.drain(0)
                 server.should_exit = True
                 await serving
 
@@ -119,33 +123,35 @@ def _calm_collector() -> None:
 
 
 @asynccontextmanager
-async def open_engine(config: Config) -> AsyncIterator[Engine]:
-    """The engine over its store and providers, with everything abandoned settled."""
+async def open_parts(config: Config) -> AsyncIterator[Parts]:
+    """The engine and its siblings over store and providers, with everything abandoned settled."""
     async with open_roster(config) as roster:
         offers = roster.make_offers()
         for absence in roster.absences():
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
-        _check_room(offers)
         store = await open_store(config.database)
         try:
             settled = await _settle(store)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            engine = Engine(store, offers, _policy(config), now=_now, new_id=_new_id)
+            parts = await _assemble(store, offers, config)
             try:
-                yield engine
+                yield parts
             finally:
-                await engine.drain(0)
+                await parts.engine.drain(0)
         finally:
             await store.close()
 
 
-def _check_room(offers: Offers) -> None:
-    for offer in offers.listed:
-        if offer.room <= 0:
-            raise ConfigError(
-                f"The system_message leaves no room for a conversation in {offer.model.id}"
-            )
+async def _assemble(store: Store, offers: Offers, config: Config) -> Parts:
+    default, plans = "default", Plans(offers)
+    deployments = Deployments(
+        store, offers, plans, default, now=_now, new_id=lambda: make_revision_id(_random(130))
+    )
+    await deployments.adopt({default: Blueprint(config.system_message)})
+    engine = Engine(store, offers, plans, _policy(config, default), now=_now, new_id=_new_id)
+    sessions = Sessions(store, engine, plans, default, now=_now, new_id=_new_id)
+    return Parts(engine, sessions, deployments)
 
 
 async def _settle(store: Store) -> int:
@@ -166,9 +172,9 @@ async def open_store(url: str) -> Store:
     return SqlStore(await open_postgres(url))
 
 
-def _policy(config: Config) -> Policy:
+def _policy(config: Config, deployment: str) -> Policy:
     return Policy(
-        system_message=config.system_message,
+        deployment=deployment,
         message_limit=config.message_limit,
         reply_limit=config.reply_limit,
         queue_limit=config.queue_limit,
@@ -187,8 +193,11 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
+_random = secrets.randbits
+
+
 def _new_id() -> str:
-    return make_session_id(time.time_ns() // 1000, secrets.randbits(76))
+    return make_session_id(time.time_ns() // 1000, _random(76))
 
 
 # --- Commands, beside a server or without one --------------------------------------------------

@@ -32,6 +32,8 @@ from turnkeeper.domain import (
 )
 from turnkeeper.events import ProviderEvent
 
+Source = Literal["file", "api"]
+
 
 class NewTurn(msgspec.Struct, frozen=True):
     """A turn to begin.
@@ -189,8 +191,8 @@ class Store(Protocol):
         """
         ...
 
-    async def get_history(self, ref: TurnRef, history_weight: int) -> BegunTurn:
-        """What `begin_turn` returned had the turn been running: for one promoted since.
+    async def get_history(self, ref: TurnRef, history_weight: int) -> tuple[Turn, History]:
+        """What `begin_turn` had returned, had the turn been running: for one promoted since.
 
         Raises:
             TurnNotFound: it was cleared meanwhile.
@@ -361,7 +363,7 @@ class Store(Protocol):
         ...
 
     async def publish_revision(
-        self, name: str, revision: Revision, source: Literal["file", "api"], *, new: bool | None
+        self, name: str, revision: Revision, source: Source, *, new: bool | None
     ) -> Deployment:
         """Make `revision` what new sessions of deployment `name` get.
 
@@ -401,7 +403,7 @@ class Store(Protocol):
         """
         ...
 
-    async def delete_deployment(self, name: str, source: Literal["file", "api"]) -> None:
+    async def delete_deployment(self, name: str, source: Source) -> None:
         """Make no more sessions of it. Those there are keep their revisions.
 
         Raises:

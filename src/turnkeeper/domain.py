@@ -436,8 +436,8 @@ class SessionChange(msgspec.Struct, frozen=True):
     A title taken away is made anew of the next message.
     """
 
-    title: str | None | UnsetType = UNSET
-    model: str | None | UnsetType = UNSET
+    title: str | UnsetType | None = UNSET
+    model: str | UnsetType | None = UNSET
     metadata: Mapping[str, Any] | UnsetType = UNSET
     pinned: bool | UnsetType = UNSET
     archived: bool | UnsetType = UNSET

@@ -8,40 +8,39 @@ belongs to the engine and not to whoever asked, who may come and go.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, assert_never
 
 import msgspec
 
 from turnkeeper import prompt
-from turnkeeper.contracts import (
-    BegunTurn,
-    ByAlias,
-    ById,
-    NewTurn,
-    Provider,
-    SessionChoice,
-    Store,
-)
+from turnkeeper.contracts import BegunTurn, NewTurn, NewVersion, Provider, Store
 from turnkeeper.domain import (
+    Basis,
     Context,
     Ending,
     Failure,
+    History,
     Message,
+    MessageRef,
     Model,
     ModelChoice,
     Prompt,
-    SessionSummary,
+    Revision,
+    Sampling,
+    SessionChoice,
     Turn,
     TurnRef,
     TurnStatus,
     Usage,
     check_text,
-    is_session_id,
+    item_weight,
+    make_title,
 )
 from turnkeeper.errors import (
     BlankMessage,
+    ContextTooLong,
     InvalidRequest,
     MessageTooLong,
     ProviderError,
@@ -52,20 +51,20 @@ from turnkeeper.errors import (
 )
 from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
 from turnkeeper.offers import Offers
+from turnkeeper.plans import Plan, Plans
 from turnkeeper.reply import Reply
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 1.0
-ALIAS_LENGTH = 128
-_ALIAS_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
+_REMEMBERED = 1000  # revisions
 
 
 class Policy(msgspec.Struct, frozen=True):
     """What an operator decides about turns.
 
     Attributes:
-        system_message: what every prompt begins with; empty for nothing.
+        deployment: whose those sessions are that are made without naming one.
         message_limit: characters of one message.
         reply_limit: characters of one reply; a longer one is broken off and fails.
         queue_limit: turns that may wait in one session.
@@ -74,7 +73,7 @@ class Policy(msgspec.Struct, frozen=True):
             once.
     """
 
-    system_message: str = "You are a helpful AI assistant."
+    deployment: str = "default"
     message_limit: int = 100_000
     reply_limit: int = 1_000_000
     queue_limit: int = 32
@@ -89,6 +88,7 @@ class Engine:
         self,
         store: Store,
         offers: Offers,
+        plans: Plans,
         policy: Policy,
         *,
         now: Callable[[], int],
@@ -107,8 +107,11 @@ class Engine:
         self._jitter = jitter
         self._offers = offers.by_id
         self.models: Sequence[Model] = [offer.model for offer in offers.listed]
+        self._plans = plans
+        self._revisions: dict[str, Revision] = {}  # never changed, so never read twice
         self._lives: dict[TurnRef, _Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
         # What the store said of turns before their own coroutines had come so far.
         self._promoted: set[TurnRef] = set()
         self._cleared: set[TurnRef] = set()
@@ -119,37 +122,134 @@ class Engine:
     # --- What callers do -----------------------------------------------------------------------
 
     async def take_turn(
-        self, owner: str, session: str | None, text: str, model: str | None = None
+        self,
+        owner: str,
+        session: SessionChoice | None,
+        text: str,
+        *,
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        scope: str | None = None,
     ) -> Reply:
         """Store a message and have it answered. Returns once the message is durable.
 
-        `session` is a session's id or the client's own name for one, which is then made; None
-        makes a new one. `model` None keeps the session's.
+        `session` None makes a new one. `model` None keeps the session's; `sampling` holds for
+        this turn only. With `scope` the session must be of that deployment.
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, ServerStopping, StoreUnavailable: nothing was stored.
+            ContextTooLong, QueueFull, SessionBusy, ServerStopping, StoreUnavailable: nothing was
+                stored.
         """
-        if self.stopping:
-            raise ServerStopping("The server is stopping; try again in a moment")
-        message = self._check_message(text)
-        if model is not None:
-            if model not in self._offers:
-                raise UnknownModel(f"Unknown model: {model[:100]}")
-            model = self._offers[model].model.id
+        message = self.check_message(text)
+        weight = item_weight(message)
+        asked = self.check_model(model)
+
+        def choose(basis: Basis, total_weight: int) -> ModelChoice:
+            return self._plans.make(basis, asked, sampling).choose(weight, total_weight)
+
         new = NewTurn(
             owner=owner,
-            session=None if not session else choose_session(session),
+            session=session,
             new_id=self._new_id(),
+            deployment=self._policy.deployment,
+            scope=scope,
             items=(message,),
-            model=model,
-            choose=lambda kept: self._choose_model(model or kept, message),
+            title=make_title(text),
+            model=asked,
+            choose=choose,
             queue_limit=self._policy.queue_limit,
+            revisions=self._revisions,
             now=self._now(),
         )
-        begun: asyncio.Future[Reply] = self._loop.create_future()
-        self._spawn(self._live(new, begun))
-        return await begun
+        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, sampling)
+
+    async def answer_anew(
+        self, owner: str, session: SessionChoice, *, model: str | None = None
+    ) -> Reply:
+        """Have the newest message of a session answered once more, in the old reply's place.
+
+        Raises:
+            MessageNotFound: there is no message.
+            SessionBusy: a turn of the session is queued or running.
+            UnknownModel, SessionNotFound, ContextTooLong, ServerStopping, StoreUnavailable.
+        """
+        return await self._begin_version(owner, session, None, None, model)
+
+    async def edit_message(
+        self,
+        owner: str,
+        session: SessionChoice,
+        message: MessageRef,
+        text: str,
+        *,
+        model: str | None = None,
+    ) -> Reply:
+        """Put other words in the place of a message, and have them answered.
+
+        What followed it stays as a version.
+
+        Raises:
+            MessageNotFound: there is no such message of the user's in what is listed.
+            BlankMessage, MessageTooLong, InvalidRequest, and as for `answer_anew`.
+        """
+        words = self.check_message(text)
+        return await self._begin_version(owner, session, message, words, model)
+
+    async def _begin_version(
+        self,
+        owner: str,
+        session: SessionChoice,
+        message: MessageRef | None,
+        words: Message | None,
+        model: str | None,
+    ) -> Reply:
+        asked = self.check_model(model)
+        weight = item_weight(words) if words else 0
+
+        def choose(basis: Basis, total_weight: int) -> ModelChoice:
+            return self._plans.make(basis, asked).choose(weight, total_weight)
+
+        new = NewVersion(
+            owner=owner,
+            session=session,
+            message=message,
+            words=words,
+            model=asked,
+            choose=choose,
+            revisions=self._revisions,
+            now=self._now(),
+        )
+        return await self._begin(owner, lambda: self._store.begin_version(new), asked, None)
+
+    async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
+        """One reply to a deployment's prompt alone, of which nothing is kept.
+
+        Raises:
+            DeploymentNotFound: there is no such deployment.
+            InvalidRequest: its prompt is empty.
+            ContextTooLong, ServerStopping, StoreUnavailable, ProviderError.
+        """
+        self._check_open()
+        found = await self._store.get_deployment(deployment)
+        plan = self._plans.make(Basis(found.revision, variables, None))
+        if not plan.frame:
+            raise InvalidRequest("The deployment has no prompt to generate from")
+        first = plan.candidates[0]
+        room = first.room + plan.frame_weight
+        prompt.check_room(first.offer.model, room, plan.frame_weight, "prompt")
+        turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
+        work = _Work(Reply(owner, turn), _as_question(plan))
+        task = self._loop.create_task(self._make(work, History((), 0, 0)))
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            raise ServerStopping("The server is stopping; try again in a moment") from None
+        return work.reply.text
 
     async def follow_turn(self, owner: str, ref: TurnRef) -> Reply:
         """A turn's reply: live while it is made here, else as the store has it.
@@ -178,13 +278,8 @@ class Engine:
         self._stop(ref, TurnStatus.CANCELLED)
         return (await reply.wait()).turn
 
-    async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
-        """The owner's sessions that hold a message, oldest first."""
-        return await self._store.list_sessions(owner)
-
-    async def clear_session(self, owner: str, session: str) -> None:
-        """Forget everything said in a session; turns in it stop. Nothing if there is none."""
-        gone = await self._store.clear_session(owner, choose_session(session), self._now())
+    def stop_gone(self, gone: Sequence[TurnRef]) -> None:
+        """Stop turns that were open when their session was cleared or deleted."""
         for ref in gone:
             if ref in self._lives:
                 self._stop(ref, TurnStatus.CANCELLED)
@@ -203,8 +298,10 @@ class Engine:
     async def drain(self, grace: float) -> None:
         """Take no more turns; let those that run finish, and interrupt them after `grace` s."""
         self.stopping = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
+        if self._tasks or self._passing:
+            await asyncio.wait(self._tasks | self._passing, timeout=grace)
+        for task in self._passing:
+            task.cancel()
         while self._tasks:
             for ref in tuple(self._lives):
                 self._stop(ref, TurnStatus.INTERRUPTED)
@@ -212,7 +309,12 @@ class Engine:
 
     # --- What is asked of a message ------------------------------------------------------------
 
-    def _check_message(self, text: str) -> Message:
+    def check_message(self, text: str) -> Message:
+        """A message of the user's.
+
+        Raises:
+            BlankMessage, MessageTooLong, InvalidRequest: it can be none.
+        """
         if not text.strip():
             raise BlankMessage("No message provided")
         if len(text) > self._policy.message_limit:
@@ -221,10 +323,21 @@ class Engine:
             )
         return Message("user", check_text(text, "message"))
 
-    def _choose_model(self, wanted: str | None, message: Message) -> ModelChoice:
-        """`wanted`, or the default where a session's model is no longer offered."""
-        offer = self._offers.get(wanted or "") or self._offers[self.models[0].id]
-        return prompt.choose(offer.model, offer.room, (message,))
+    def check_model(self, model: str | None) -> str | None:
+        """The id that a model is listed by; None for None.
+
+        Raises:
+            UnknownModel: it is not offered.
+        """
+        if model is None:
+            return None
+        if model not in self._offers:
+            raise UnknownModel(f"Unknown model: {model[:100]}")
+        return self._offers[model].model.id
+
+    def _check_open(self) -> None:
+        if self.stopping:
+            raise ServerStopping("The server is stopping; try again in a moment")
 
     # --- The life of a turn --------------------------------------------------------------------
 
@@ -233,15 +346,42 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _live(self, new: NewTurn, begun: asyncio.Future[Reply]) -> None:
+    async def _begin(
+        self,
+        owner: str,
+        begin: Callable[[], Awaitable[BegunTurn]],
+        model: str | None,
+        sampling: Sampling | None,
+    ) -> Reply:
+        """Start the life of a turn; returns once it is stored."""
+        self._check_open()
+        begun: asyncio.Future[Reply] = self._loop.create_future()
+        self._spawn(self._live(owner, begin, model, sampling, begun))
+        return await begun
+
+    async def _live(
+        self,
+        owner: str,
+        begin: Callable[[], Awaitable[BegunTurn]],
+        model: str | None,
+        sampling: Sampling | None,
+        begun: asyncio.Future[Reply],
+    ) -> None:
         try:
-            stored = await self._store.begin_turn(new)
+            stored = await begin()
         except Exception as error:
             if not begun.done():
                 begun.set_exception(error)
             return
-        reply = Reply(new.owner, stored.turn)
-        life = self._lives[stored.turn.ref] = _Life(reply)
+        ref, basis = stored.turn.ref, stored.basis
+        self._remember(basis.revision)
+        plan = self._plans.make(basis, model, sampling)
+        reply = Reply(owner, stored.turn)
+        if plan.blueprint.on_disconnect == "cancel":
+            reply.on_abandoned = lambda: self._stop(ref, TurnStatus.CANCELLED)
+        life = self._lives[ref] = _Life(reply, plan)
+        for number in stored.ahead:
+            self._stop(TurnRef(ref.session_id, number), TurnStatus.CANCELLED)
         self._keep_ticking()
         if not begun.done():
             begun.set_result(reply)
@@ -249,64 +389,95 @@ class Engine:
             ending = await self._play(life, stored)
         finally:
             life.settled = True
-        if life.checkpointed:
-            ending = msgspec.structs.replace(ending, checkpointed=True)
         await self._end(life, ending)
+
+    def _remember(self, revision: Revision) -> None:
+        if revision.id not in self._revisions:
+            if len(self._revisions) >= _REMEMBERED:
+                self._revisions.clear()
+            self._revisions[revision.id] = revision
 
     async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
         """Wait for the turn's place, make the reply, and say how that ended, whatever happened."""
-        reply = life.reply
-        context: Context | None = None
+        reply, history = life.reply, stored.history
+        status, usage, failure = TurnStatus.FAILED, None, None
         try:
             if reply.turn.ref in self._cleared:
                 self._cleared.remove(reply.turn.ref)
                 return Ending(TurnStatus.CANCELLED, "")
             if stored.turn.status is TurnStatus.QUEUED:
-                stored = await self._await_place(life)
-            offer = self._offers[stored.turn.model]
-            asked, context = prompt.fit(
-                offer.asked_as,
-                self._policy.system_message,
-                offer.room,
-                stored.history,
-            )
-            usage = await self._make(life, offer.provider, asked)
-            usage = usage or _estimate_usage(context, reply.text)
-            return Ending(TurnStatus.COMPLETED, reply.text, usage, None, context)
+                history = await self._await_place(life)
+            usage = await self._make(life, history)
+            status = TurnStatus.COMPLETED
         except asyncio.CancelledError:
             status = life.stopped_as or TurnStatus.INTERRUPTED
-            return Ending(status, reply.text, None, None, context)
-        except (ProviderError, StoreUnavailable) as error:
+        except (ProviderError, StoreUnavailable, ContextTooLong) as error:
             failure = Failure(error.code, error.sentence, error.retry_after)
         except TurnNotFound:
             return Ending(TurnStatus.CANCELLED, "")
         except Exception:
             log.exception("Turn %s failed through a fault of our own", reply.turn.ref.id)
             failure = Failure("internal_error", "The server failed to make this reply")
-        return Ending(TurnStatus.FAILED, reply.text, None, failure, context)
+        return Ending(
+            status,
+            reply.text,
+            usage,
+            failure,
+            life.context,
+            checkpointed=life.checkpointed,
+            model=life.model,
+        )
 
-    async def _await_place(self, life: "_Life") -> BegunTurn:
-        ref = life.reply.turn.ref
+    async def _await_place(self, life: "_Life") -> History:
+        ref, plan = life.reply.turn.ref, life.plan
         if ref in self._promoted:
             self._promoted.remove(ref)
         else:
             life.place = self._loop.create_future()
             await life.place
-        room = self._offers[life.reply.turn.model].room
-        stored = await self._store.get_history(ref, room)
-        life.reply.start(stored.turn)
-        return stored
+        first = plan.candidates[0]
+        turn, history = await self._store.get_history(ref, first.room)
+        plan.choose(0, history.total_weight)
+        life.reply.start(turn)
+        return history
 
-    async def _make(self, life: "_Life", provider: Provider, asked: Prompt) -> Usage | None:
+    async def _make(self, work: "_Work", history: History) -> Usage:
+        """Have the reply made by the first candidate that can; returns what it used."""
+        reply, plan = work.reply, work.plan
+        for number, candidate in enumerate(plan.candidates, 1):
+            offer = candidate.offer
+            asked, work.context = prompt.fit(
+                offer.asked_as,
+                candidate.room,
+                history,
+                frame=plan.frame,
+                frame_weight=plan.frame_weight,
+                sampling=plan.sampling,
+            )
+            if number > 1:
+                work.model = offer.model.id
+            try:
+                usage = await self._ask(reply, offer.provider, asked)
+            except ProviderError as error:
+                if reply.length or number == len(plan.candidates):
+                    raise
+                log.warning(
+                    "%s cannot answer, so the next model is asked: %s", offer.model.id, error
+                )
+            else:
+                return usage or _estimate_usage(work.context, reply.text)
+        raise AssertionError
+
+    async def _ask(self, reply: Reply, provider: Provider, asked: Prompt) -> Usage | None:
         """Call the model, again while it says nothing; returns the usage it reported."""
         delay = self._policy.retry_delay
         for attempt in range(1, provider.attempts + 1):
             try:
-                return await self._listen(life, provider.stream(asked))
+                return await self._listen(reply, provider.stream(asked))
             except ProviderError as error:
                 pause = error.retry_after or delay * (0.5 + self._jitter())
                 last = attempt == provider.attempts or pause > self._policy.patience
-                if life.reply.length or not error.retryable or last:
+                if reply.length or not error.retryable or last:
                     raise
                 log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
             await asyncio.sleep(pause)
@@ -314,9 +485,9 @@ class Engine:
         raise AssertionError
 
     async def _listen(
-        self, life: "_Life", stream: AsyncIterator[Sequence[ProviderEvent]]
+        self, reply: Reply, stream: AsyncIterator[Sequence[ProviderEvent]]
     ) -> Usage | None:
-        reply, usage = life.reply, None
+        usage = None
         async with aclosing(stream) as events_together:  # type: ignore[type-var]
             async for events in events_together:
                 for event in events:
@@ -415,7 +586,19 @@ class Engine:
         life.task.cancel()
 
 
-class _Life:
+class _Work:
+    """A reply that is being made by a plan, and what has come of that so far."""
+
+    __slots__ = ("context", "model", "plan", "reply")
+
+    def __init__(self, reply: Reply, plan: Plan) -> None:
+        self.reply = reply
+        self.plan = plan
+        self.context: Context | None = None
+        self.model: str | None = None  # the one that is asked now, if it is not the first
+
+
+class _Life(_Work):
     """A turn between `begin_turn` and `end_turn`, as its coroutine and `_stop` see it."""
 
     __slots__ = (
@@ -424,16 +607,15 @@ class _Life:
         "checkpoints",
         "kept",
         "place",
-        "reply",
         "settled",
         "stopped_as",
         "task",
     )
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, plan: Plan) -> None:
+        super().__init__(reply, plan)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
-        self.reply = reply
         self.task = task
         self.place: asyncio.Future[None] | None = None  # while it waits in the queue
         self.stopped_as: TurnStatus | None = None
@@ -442,21 +624,6 @@ class _Life:
         self.kept = 0
         self.checkpointing = False
         self.checkpointed = False  # at least one was tried
-
-
-def choose_session(text: str) -> SessionChoice:
-    """Which session a caller means: an id of ours, else a name of the caller's own.
-
-    Raises:
-        InvalidRequest: neither could be.
-    """
-    if is_session_id(text):
-        return ById(text)
-    if len(text) <= ALIAS_LENGTH and _ALIAS_CHARACTERS.issuperset(text):
-        return ByAlias(text)
-    raise InvalidRequest(
-        f"session_id must be 1 to {ALIAS_LENGTH} characters of A-Z a-z 0-9 . _ : -"
-    )
 
 
 def _as_ended(turn: Turn) -> Turn:
@@ -478,6 +645,7 @@ def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
     return msgspec.structs.replace(
         turn,
         status=ending.status,
+        model=ending.model or turn.model,
         finished_at=now,
         usage=ending.usage,
         failure=ending.failure,
@@ -488,3 +656,12 @@ def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
 def _estimate_usage(context: Context, text: str) -> Usage:
     completion = len(text.encode()) // prompt.BYTES_PER_TOKEN + 1
     return Usage(context.estimated_tokens, completion, estimated=True)
+
+
+def _as_question(plan: Plan) -> Plan:
+    """A prompt in which nobody asks anything is the question itself: many models need one."""
+    if len(plan.frame) > 1:
+        return plan
+    [only] = plan.frame
+    assert isinstance(only, Message)  # noqa: S101
+    return msgspec.structs.replace(plan, frame=(Message("user", only.text),))

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from turnkeeper import prompt
 from turnkeeper.contracts import Provider
 from turnkeeper.domain import Model
 
@@ -20,13 +19,11 @@ class Offer(msgspec.Struct, frozen=True):
     Attributes:
         model: under the id and name that it is listed by.
         asked_as: its id at the provider.
-        room: the weight of items that its prompts have room for, beside the system message.
     """
 
     model: Model
     provider: Provider
     asked_as: str
-    room: int
 
 
 class Offers(msgspec.Struct, frozen=True):
@@ -46,7 +43,7 @@ class Offers(msgspec.Struct, frozen=True):
         return Offers((first, *rest), self.by_id)
 
 
-def make_offers(providers: Sequence[Provider], system_message: str) -> Offers:
+def make_offers(providers: Sequence[Provider]) -> Offers:
     """What these offer together, the earlier going before the later."""
     owners: dict[str, Provider] = {}  # of each plain id
     for provider, model in _all_models(providers):
@@ -62,8 +59,7 @@ def make_offers(providers: Sequence[Provider], system_message: str) -> Offers:
                 continue  # no id is left to it: that is the own one of another
             name = f"{model.name} ({provider.name})"
             shown = msgspec.structs.replace(model, id=qualified, name=name)
-        room = prompt.capacity(shown, system_message)
-        offer = Offer(shown, provider, model.id, room)
+        offer = Offer(shown, provider, model.id)
         listed.append(offer)
         by_id[shown.id] = also[qualified] = offer
     return Offers(tuple(listed), also | by_id)

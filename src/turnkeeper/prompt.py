@@ -1,4 +1,4 @@
-"""What the model is shown: the deployment's system message and as much history as fits.
+"""What the model is shown: what the blueprint puts in front, and as much history as fits.
 
 Pure. Sizes are weights (`domain.item_weight`: about bytes), since a provider counts in tokens
 of its own: `BYTES_PER_TOKEN` turns one into the other, on the safe side for English and for
@@ -8,67 +8,80 @@ Chinese.
 from collections.abc import Sequence
 
 from turnkeeper.domain import (
+    Blueprint,
     Context,
     History,
     Item,
     KeptItem,
     Message,
     Model,
-    ModelChoice,
     Prompt,
+    Sampling,
     ToolResult,
     item_weight,
 )
 from turnkeeper.errors import ContextTooLong
 
 BYTES_PER_TOKEN = 3
+_AS_IT_IS = Sampling()
 _LARGEST_REPLY = 4096  # tokens kept free for the reply, unless the window is small
 
 
-def capacity(model: Model, system: str) -> int:
-    """The weight of items that fit into the model's window beside the system message.
+def capacity(model: Model, blueprint: Blueprint, frame_weight: int) -> int:
+    """The weight of items that fit into the model's window beside what every prompt begins with.
 
-    A quarter of a small window, else 4,096 tokens, is left to the reply.
+    The reply is left as many tokens as the blueprint allows it, but not more than half of the
+    window; if it says nothing, a quarter of a small window, else 4,096.
     """
-    reserve = min(_LARGEST_REPLY, model.context_window // 4)
-    room = (model.context_window - reserve) * BYTES_PER_TOKEN
-    return room - item_weight(Message("system", system))
+    window = min(model.context_window, blueprint.context_window or model.context_window)
+    reserve = min(_LARGEST_REPLY, window // 4)
+    if blueprint.max_tokens is not None:
+        reserve = min(blueprint.max_tokens, window // 2)
+    return (window - reserve) * BYTES_PER_TOKEN - frame_weight
 
 
-def choose(model: Model, room: int, newest: Sequence[Item]) -> ModelChoice:
-    """The choice of `model`, which has a `capacity` of `room`, for a turn over `newest`.
+def weigh(items: Sequence[Item]) -> int:
+    return sum([item_weight(item) for item in items])
+
+
+def check_room(model: Model, room: int, weight: int, what: str = "message") -> None:
+    """See that items of `weight` fit into the `room` that a model has for them.
 
     Raises:
-        ContextTooLong: they alone do not fit, so nothing may be stored.
+        ContextTooLong: they do not, so nothing may be stored.
     """
-    weight = sum([item_weight(item) for item in newest])
     if weight > room:
         raise ContextTooLong(
-            f"The message needs about {weight // BYTES_PER_TOKEN} tokens and {model.id} has room"
+            f"The {what} needs about {weight // BYTES_PER_TOKEN} tokens and {model.id} has room"
             f" for {max(room, 0) // BYTES_PER_TOKEN}"
         )
-    return ModelChoice(model.id, room)
 
 
-def fit(model: str, system: str, room: int, history: History) -> tuple[Prompt, Context]:
+def fit(
+    model: str,
+    room: int,
+    history: History,
+    *,
+    frame: tuple[Item, ...] = (),
+    frame_weight: int = 0,
+    sampling: Sampling = _AS_IT_IS,
+) -> tuple[Prompt, Context]:
     """The prompt for the newest turn of `history`, for a `model` with a `capacity` of `room`.
 
-    A session that overflows the window is cut to three quarters of it at once
-    and grows again: what is dropped is a multiple of a quarter, so that the prompt's beginning
-    stays the same for many turns and providers can cache it. Turns go whole, and the newest
-    always stays.
+    `frame` is what every prompt of the session begins with. A session that overflows the window
+    is cut to three quarters of it at once and grows again: what is dropped is a multiple of a
+    quarter, so that the prompt's beginning stays the same for many turns and providers can cache
+    it. Turns go whole, and the newest always stays.
     """
     sent, dropped = history.items, 0
     if history.total_weight > room:
         sent = _newest_that_fit(history, room)
         dropped = history.message_count - sum(map(_is_message, sent))
-    frame = (Message("system", system),) if system else ()
-    prompt = Prompt(model, (*frame, *[kept.item for kept in sent]))
-    weight = _weight(sent) + sum([item_weight(item) for item in frame])
+    prompt = Prompt(model, (*frame, *[kept.item for kept in sent]), sampling)
     context = Context(
         messages_sent=len(sent),
         messages_dropped=dropped,
-        estimated_tokens=weight // BYTES_PER_TOKEN,
+        estimated_tokens=(_weight(sent) + frame_weight) // BYTES_PER_TOKEN,
     )
     return prompt, context
 

@@ -5,6 +5,7 @@ follower costs no memory and slows nobody, and any number may come and go.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -34,6 +35,7 @@ class Reply:
         self._chunks: list[str] = []
         self._followers: list[Follower] = []
         self._waiting: list[asyncio.Future[Ended]] = []
+        self.on_abandoned: Callable[[], None] | None = None  # nobody waits for it any more
 
     @classmethod
     def stored(cls, owner: str, turn: Turn, text: str) -> "Reply":
@@ -86,7 +88,11 @@ class Reply:
             return self.ended
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        return await future
+        try:
+            return await future
+        finally:
+            self._waiting.remove(future)
+            self._look_round()
 
     async def completed(self) -> str:
         """Its whole text, once the turn is completed and stored.
@@ -111,6 +117,11 @@ class Reply:
 
     def leave(self, follower: "Follower") -> None:
         self._followers.remove(follower)
+        self._look_round()
+
+    def _look_round(self) -> None:
+        if self.on_abandoned is not None and not (self.ended or self._followers or self._waiting):
+            self.on_abandoned()
 
     def since(self, position: int) -> str:
         """The characters from `position` on; quick near the end, where followers are."""

@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from turnkeeper import prompt
+from turnkeeper.blueprint import fill_in
 from turnkeeper.config import SETTINGS, Config, DeploymentEntry, ModelEntry, ProviderEntry
 from turnkeeper.contracts import Provider
-from turnkeeper.domain import Blueprint, Message, Model, item_weight
+from turnkeeper.domain import Blueprint, Model
 from turnkeeper.errors import ConfigError, ProviderError
 from turnkeeper.offers import Offers, make_offers
+from turnkeeper.prompt import capacity, weigh
 from turnkeeper.providers import catalog
 from turnkeeper.providers.completions import ListedModel
 from turnkeeper.providers.eliza import Eliza
@@ -119,18 +120,20 @@ class Roster:
         Raises:
             ConfigError: nothing, or not the default; or the system message fills a window.
         """
-        default, system_message = self._config.model, self._config.system_message
-        offers = make_offers(self._providers, system_message)
+        default = self._config.model
+        offers = make_offers(self._providers)
         if self._first and default and default not in offers.by_id and not self._is_away(default):
             self._first.adopt(default)
-            offers = make_offers(self._providers, system_message)
+            offers = make_offers(self._providers)
         because = "".join(f"; {absence}" for absence in self.absences())
         if default and default not in offers.by_id:
             raise ConfigError(f"The model {default} is offered by no provider{because}")
         if not offers.listed:
             raise ConfigError(f"No provider offers a model{because}")
+        blueprint = Blueprint(self._config.system_message)
+        frame_weight = weigh(fill_in(blueprint, {}))
         for offer in offers.listed:
-            if offer.room <= 0:
+            if capacity(offer.model, blueprint, frame_weight) <= 0:
                 raise ConfigError(
                     f"The system_message leaves no room for a conversation in {offer.model.id}"
                 )
@@ -263,8 +266,5 @@ def _models_of(blueprint: Blueprint, offers: Offers) -> Iterable[str]:
 
 
 def _room(blueprint: Blueprint, model: Model) -> int:
-    """The weight of items that fit into the window beside the prompt, its variables left out."""
-    window = min(model.context_window, blueprint.context_window or model.context_window)
-    shown = msgspec.structs.replace(model, context_window=window)
-    examples = (Message(example.role, example.content) for example in blueprint.messages)
-    return prompt.capacity(shown, blueprint.system_message) - sum(map(item_weight, examples))
+    """The weight of items that fit into the window beside the prompt, no variable having a value."""
+    return capacity(model, blueprint, weigh(fill_in(blueprint, {})))

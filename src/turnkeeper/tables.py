@@ -276,7 +276,7 @@ def _read_deployment(
     where = f"deployments.{name}"
     wrong: list[str] = []
     if not is_deployment_name(name):
-        wrong.append(f"{where} must have {DEPLOYMENT_NAME}")
+        wrong.append(f"{where} must have a name of {DEPLOYMENT_NAME}")
     if not isinstance(table, dict):
         problems.extend([*wrong, f"{where} must be a table"])
         return None

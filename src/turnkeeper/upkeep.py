@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from turnkeeper.command import count, on_database, print_json, safe, with_json
-from turnkeeper.contracts import SessionChoice, Store
+from turnkeeper.contracts import Store
 from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.domain import (
     Item,
@@ -24,11 +24,13 @@ from turnkeeper.domain import (
     Message,
     Reasoning,
     Session,
+    SessionChoice,
+    SessionFilter,
     ToolCall,
     ToolResult,
     TurnStatus,
+    find_session,
 )
-from turnkeeper.engine import choose_session
 
 _LARGE = 64 * 1024 * 1024  # bytes from which on a copy takes long enough to be watched
 _PAGE = 500  # items read at once
@@ -130,7 +132,8 @@ async def _list(url: str, owner: str, limit: int) -> list[Session]:
     from turnkeeper.compose import visit_store  # noqa: PLC0415
 
     async with visit_store(url) as store:
-        return list(await store.list_newest(owner, limit))
+        page = await store.page_sessions(owner, SessionFilter(), None, limit)
+        return list(page.sessions)
 
 
 @sessions.command()
@@ -143,7 +146,7 @@ def show(url: str, id: str, owner: str, as_json: bool) -> None:  # noqa: A002  c
 
     ID is the session's own, or the one that its client chose.
     """
-    asyncio.run(_show(url, owner, choose_session(id), as_json))
+    asyncio.run(_show(url, owner, find_session(id), as_json))
 
 
 async def _show(url: str, owner: str, choice: SessionChoice, as_json: bool) -> None:
@@ -179,7 +182,7 @@ def delete(url: str, id: str, owner: str, yes: bool) -> None:  # noqa: A002  cli
 
     Refused while one of its turns is queued or running, unless no server runs that could end it.
     """
-    choice = choose_session(id)
+    choice = find_session(id)
     session = asyncio.run(_get(url, owner, choice))
     click.echo(_line(session))
     if not yes:
@@ -267,6 +270,6 @@ def _encode_listed(listed: ListedItem) -> dict[str, Any]:
         "turn": listed.turn,
         "position": listed.position,
         "status": listed.status,
-        "at": None if listed.at is None else encode_time(listed.at),
+        "at": encode_time(listed.at),
         **msgspec.to_builtins(listed.item),
     }

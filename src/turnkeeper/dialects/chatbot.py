@@ -15,14 +15,16 @@ from turnkeeper.dialects.exchange import (
     Call,
     Dialect,
     Outcome,
+    Parts,
     Route,
+    completed,
     decode_object,
     encode_json,
     error_answer,
     turn_headers,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
-from turnkeeper.engine import Engine
+from turnkeeper.domain import choose_session
 from turnkeeper.errors import BlankMessage, InvalidRequest, TurnkeeperError, UnknownModel
 
 
@@ -49,34 +51,36 @@ _chat_request = msgspec.json.Decoder(ChatRequest)
 _clear_request = msgspec.json.Decoder(ClearRequest)
 
 
-async def chat(engine: Engine, call: Call) -> Outcome:
+async def chat(parts: Parts, call: Call) -> Outcome:
     request = decode_object(_chat_request, call.body)
-    reply = await engine.take_turn(
-        call.caller, request.session_id, request.message or "", request.model or None
+    session = choose_session(request.session_id) if request.session_id else None
+    reply = await parts.engine.take_turn(
+        call.caller, session, request.message or "", model=request.model or None
     )
     turn = reply.turn
     session_id = request.session_id or turn.ref.session_id
-    if request.stream or "text/event-stream" in call.header(b"accept"):
+    if call.wants_stream(request.stream):
         return turn_stream(reply, None, session_id)
-    answer = ChatAnswer(turn.model, await reply.completed(), session_id)
+    text = await completed(call, reply)
+    answer = ChatAnswer(reply.turn.model, text, session_id)
     return Answer(200, encode_json(answer), turn_headers(turn.ref.id, turn.ref.session_id))
 
 
-async def clear(engine: Engine, call: Call) -> Answer:
+async def clear(parts: Parts, call: Call) -> Answer:
     request = decode_object(_clear_request, call.body)
     if not request.session_id:
         raise InvalidRequest("No session ID provided")
-    await engine.clear_session(call.caller, request.session_id)
+    await parts.sessions.clear(call.caller, choose_session(request.session_id))
     # seed 001: success for an unknown session too
     return _ok({"message": "Conversation cleared", "status": "success"})
 
 
-async def list_models(engine: Engine, _call: Call) -> Answer:
-    return _ok([{"id": model.id, "name": model.name} for model in engine.models])
+async def list_models(parts: Parts, _call: Call) -> Answer:
+    return _ok([{"id": model.id, "name": model.name} for model in parts.engine.models])
 
 
-async def list_sessions(engine: Engine, call: Call) -> Answer:
-    sessions = await engine.list_sessions(call.caller)
+async def list_sessions(parts: Parts, call: Call) -> Answer:
+    sessions = await parts.sessions.list_all(call.caller)
     return _ok(
         [
             {"id": session.alias or session.id, "message_count": session.message_count}

@@ -4,31 +4,54 @@ What all dialects share stands here: the records, strict reading of JSON bodies,
 and status of an error wherever a dialect's own contract does not say otherwise.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
+from turnkeeper.deployments import Deployments
 from turnkeeper.engine import Engine
-from turnkeeper.errors import InvalidRequest, TurnEnded, TurnkeeperError
+from turnkeeper.errors import InvalidRequest, SessionBusy, TurnEnded, TurnkeeperError
 from turnkeeper.events import ReplyEvent
 from turnkeeper.reply import Reply
+from turnkeeper.sessions import Sessions
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
 
 
+class Parts(msgspec.Struct, frozen=True):
+    """What a dialect may call."""
+
+    engine: Engine
+    sessions: Sessions
+    deployments: Deployments
+
+
 class Call(msgspec.Struct, frozen=True):
-    """A request: who asks, and with what. Header names are lower-case."""
+    """A request: who asks, and with what. Header names are lower-case.
+
+    Attributes:
+        path: the values of the variables in its route's path.
+        base: the address that clients reach the server by, as `http://localhost:5000`.
+        disconnected: returns once the client has gone away.
+    """
 
     caller: str
     body: bytes
     path: Mapping[str, str]
     query: Mapping[str, str]
     headers: Mapping[bytes, bytes]
+    base: str
+    disconnected: Callable[[], Awaitable[None]]
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
+
+    def wants_stream(self, asked: bool) -> bool:
+        """Whether the reply is to be sent while it is made; `asked` is what the body says."""
+        return asked or "text/event-stream" in self.header(b"accept")
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -49,23 +72,31 @@ class EventStream(msgspec.Struct, frozen=True):
 
 
 Outcome = Answer | EventStream
-Handler = Callable[[Engine, Call], Awaitable[Outcome]]
+Handler = Callable[[Parts, Call], Awaitable[Outcome]]
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A row of the route map. `path` marks its variables with braces."""
+    """A row of the route map. `path` marks its variables with braces.
+
+    With `any_case` the path matches however its letters are written.
+    """
 
     method: str
     path: str
     handler: Handler
     description: str
+    any_case: bool = False
 
 
 class Dialect(msgspec.Struct, frozen=True):
-    """A wire format: its routes, and how it words a failure."""
+    """A wire format: its routes, and how it words a failure.
+
+    `prefixes` are the beginnings of paths that are its own, also where nothing is served.
+    """
 
     routes: tuple[Route, ...]
     encode_error: Callable[[TurnkeeperError], Answer]
+    prefixes: tuple[str, ...] = ()
 
 
 # --- Bodies ------------------------------------------------------------------------------------
@@ -103,6 +134,30 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     return decoded
 
 
+async def completed(call: Call, reply: Reply) -> str:
+    """The whole text of a reply, once the turn is completed and stored.
+
+    A client that goes away waits no longer; what that means for the turn is the reply's to know.
+
+    Raises:
+        TurnEnded: the turn failed, was cancelled or interrupted.
+    """
+    if reply.on_abandoned is None:
+        return await reply.completed()
+    waiting = asyncio.ensure_future(reply.completed())
+    gone = asyncio.ensure_future(call.disconnected())
+    try:
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            return await reply.completed()  # nobody reads it; it ends the turn's way
+        return waiting.result()
+    finally:
+        gone.cancel()
+        waiting.cancel()
+
+
 # --- Errors ------------------------------------------------------------------------------------
 
 STATUSES: dict[str, int] = {
@@ -114,8 +169,14 @@ STATUSES: dict[str, int] = {
     "not_found": 404,
     "session_not_found": 404,
     "turn_not_found": 404,
+    "message_not_found": 404,
+    "deployment_not_found": 404,
+    "revision_not_found": 404,
     "method_not_allowed": 405,
     "turn_cancelled": 409,
+    "session_busy": 409,
+    "deployment_exists": 409,
+    "deployment_read_only": 409,
     "body_too_large": 413,
     "message_too_long": 413,
     "queue_full": 429,
@@ -136,7 +197,10 @@ STATUSES: dict[str, int] = {
 
 def encode_error(error: TurnkeeperError) -> Answer:
     """The shape of every error that no seed words itself."""
-    return error_answer(error, {"error": error.sentence, "code": error.code})
+    body = {"error": error.sentence, "code": error.code}
+    if isinstance(error, SessionBusy):
+        body["busy_turn_id"] = error.turn_id
+    return error_answer(error, body)
 
 
 def error_answer(error: TurnkeeperError, body: Any) -> Answer:
@@ -144,6 +208,8 @@ def error_answer(error: TurnkeeperError, body: Any) -> Answer:
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+    if isinstance(error, SessionBusy):
+        headers.append((b"x-should-retry", b"false"))
     if isinstance(error, TurnEnded):
         headers += turn_headers(error.turn_id, error.session_id)
     return Answer(STATUSES[error.code], encode_json(body), tuple(headers))

@@ -20,9 +20,15 @@ from turnkeeper.sse import encode_event
 _EVENT_ID = re.compile(r"([0-9]{1,15})(/end)?")
 
 
-def turn_stream(reply: Reply, after: int | None, session_id: str) -> EventStream:
-    """The reply as server-sent events; `session_id` is the name the client has for the session."""
-    return EventStream(reply, after, encode_for(session_id))
+def turn_stream(
+    reply: Reply, after: int | None, session_id: str, reply_key: str | None = None
+) -> EventStream:
+    """The reply as server-sent events.
+
+    `session_id` is the name the client has for the session; `reply_key` is what its dialect calls
+    the reply, if not `response`: the last event has it under both.
+    """
+    return EventStream(reply, after, encode_for(session_id, reply_key))
 
 
 def resumed_stream(reply: Reply, call: Call) -> Outcome:
@@ -43,17 +49,20 @@ def resumed_stream(reply: Reply, call: Call) -> Outcome:
     return turn_stream(reply, int(match[1]), session_id)
 
 
-def encode_for(session_id: str) -> Callable[[ReplyEvent], bytes]:
+def encode_for(session_id: str, reply_key: str | None = None) -> Callable[[ReplyEvent], bytes]:
     def encode(event: ReplyEvent) -> bytes:
         match event:
             case Grew(text=text, end=end):  # first: it is nearly always this
-                data = b'{"text":%b}' % encode_json(text)
-                return encode_event(data, "message.delta", str(end))
+                delta = b'{"text":%b}' % encode_json(text)
+                return encode_event(delta, "message.delta", str(end))
             case Started(turn=turn):
                 started = {"turn_id": turn.ref.id, "session_id": session_id, "model": turn.model}
                 return encode_event(encode_json(started), "turn.started", "0")
             case Ended(turn=turn, text=text):
-                ending = encode_json(_ending(event, session_id))
+                data = _ending(event, session_id)
+                if reply_key is not None and "response" in data:
+                    data[reply_key] = data["response"]
+                ending = encode_json(data)
                 return encode_event(ending, f"turn.{turn.status.value}", f"{len(text)}/end")
             case _:
                 assert_never(event)

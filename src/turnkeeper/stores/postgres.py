@@ -16,7 +16,7 @@ import asyncpg
 
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
-from turnkeeper.stores.sql import Rows, Transaction
+from turnkeeper.stores.sql.rows import Rows, Transaction
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -24,10 +24,13 @@ log = logging.getLogger(__name__)
 _LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a database holds
 _ATTEMPTS = 10  # at a transaction that conflicts with others
 
+_TABLES = (
+    "sessions", "session_data", "turns", "items", "checkpoints", "deployments", "revisions"
+)  # fmt: skip
+
 # Bytes of our tables with their indexes.
 _SIZE = """
-SELECT SUM(pg_total_relation_size(name::regclass))::bigint
-FROM unnest(ARRAY['sessions', 'turns', 'items', 'checkpoints']) AS name
+SELECT SUM(pg_total_relation_size(name::regclass))::bigint FROM unnest($1::text[]) AS name
 """
 
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
@@ -236,6 +239,6 @@ async def without_server(url: str) -> AsyncIterator[bool]:
 async def vacuum_postgres(url: str) -> tuple[int, int]:
     """Make the space of deleted rows usable again; bytes of our tables before and after."""
     async with _visiting_connection(url) as connection:
-        before = await connection.fetchval(_SIZE)
-        await connection.execute("VACUUM sessions, turns, items, checkpoints")
-        return before, await connection.fetchval(_SIZE)
+        before = await connection.fetchval(_SIZE, _TABLES)
+        await connection.execute(f"VACUUM {', '.join(_TABLES)}")
+        return before, await connection.fetchval(_SIZE, _TABLES)

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
-from turnkeeper.stores.sql import Transaction
+from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from turnkeeper.errors import ConfigError, StoreUnavailable
-from turnkeeper.stores.sql import count_kept
+from turnkeeper.stores.sql.sessions import count_kept
 from turnkeeper.stores.sqlite import check_ours, drive, visiting_connection, without_server
 
 Progress = Callable[[int, int], None]  # gets the bytes copied so far, and all there are

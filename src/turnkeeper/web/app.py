@@ -11,8 +11,15 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from turnkeeper.dialects import chatbot, native
-from turnkeeper.dialects.exchange import Answer, Call, Dialect, Outcome, Route, encode_json
-from turnkeeper.engine import Engine
+from turnkeeper.dialects.exchange import (
+    Answer,
+    Call,
+    Dialect,
+    Outcome,
+    Parts,
+    Route,
+    encode_json,
+)
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import Origins
@@ -24,39 +31,47 @@ log = logging.getLogger(__name__)
 
 DIALECTS: tuple[Dialect, ...] = (chatbot.DIALECT, native.DIALECT)
 
+_ROUTES = tuple(route for dialect in DIALECTS for route in dialect.routes)
+
 LOCAL_USER = "local"  # whose everything is when no credentials are asked for
 
 Act = Callable[[Call], Awaitable[Outcome]]
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """What is served at one path: an act for each method, and the dialect that words failures."""
+EncodeError = Callable[[TurnkeeperError], Answer]
 
-    acts: Mapping[str, Act]
-    encode_error: Callable[[TurnkeeperError], Answer]
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """What is served at one path: for each method an act, and how its dialect words failures.
+
+    `encode_error` words those that come before a method is chosen.
+    """
+
+    acts: Mapping[str, tuple[Act, EncodeError]]
+    encode_error: EncodeError
 
 
 class Web:
     """The ASGI application."""
 
-    def __init__(self, engine: Engine, origins: Origins, body_limit: int) -> None:
-        """`body_limit` is in bytes."""
-        self._engine = engine
+    def __init__(
+        self, parts: Parts, origins: Origins, body_limit: int, public_url: str | None = None
+    ) -> None:
+        """`body_limit` is in bytes; `public_url` is where clients reach us, if not by `Host`."""
+        self._parts = parts
         self._origins = origins
+        self._public_url = public_url
         self._body_limit = body_limit
         self._page = read_page("chat.html")
-        self._index = chatbot.encode_index([r for dialect in DIALECTS for r in dialect.routes])
+        self._index = chatbot.encode_index(_ROUTES)
         self._routes = RouteMap(
             [
                 ("/", self._own(self._get_root)),
                 ("/health/live", self._own(self._get_live)),
                 ("/health/ready", self._own(self._get_ready)),
-                *(
-                    (path, self._endpoint(dialect, path))
-                    for dialect in DIALECTS
-                    for path in dict.fromkeys(route.path for route in dialect.routes)
-                ),
-            ]
+                *((path, self._endpoint(path)) for path in dict.fromkeys(r.path for r in _ROUTES)),
+            ],
+            any_case={route.path for route in _ROUTES if route.any_case},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,28 +92,38 @@ class Web:
             return preflight
         found = self._routes.find(request.path)
         if found is None:
-            raise NotFound("There is nothing at this path")
+            return _dialect_of(request.path).encode_error(NotFound("There is nothing at this path"))
         endpoint, path_values = found
-        act = endpoint.acts.get("GET" if request.method == "HEAD" else request.method)
+        method = "GET" if request.method == "HEAD" else request.method
+        if method not in endpoint.acts:
+            return _other_method(request.method, endpoint)
+        act, encode_error = endpoint.acts[method]
         try:
-            if act is None:
-                return _other_method(request.method, endpoint)
-            return await act(await request.read(LOCAL_USER, path_values, self._body_limit))
+            call = await request.read(
+                LOCAL_USER, path_values, self._body_limit, base=self._public_url
+            )
+            return await act(call)
         except TurnkeeperError as error:
-            return endpoint.encode_error(error)
+            return encode_error(error)
 
     # --- What is served where ------------------------------------------------------------------
 
-    def _endpoint(self, dialect: Dialect, path: str) -> Endpoint:
-        acts = {route.method: self._act(route) for route in dialect.routes if route.path == path}
-        return Endpoint(acts, dialect.encode_error)
+    def _endpoint(self, path: str) -> Endpoint:
+        acts = {
+            route.method: (self._act(route), dialect.encode_error)
+            for dialect in DIALECTS
+            for route in dialect.routes
+            if route.path == path
+        }
+        return Endpoint(acts, _dialect_of(path).encode_error)
 
     def _act(self, route: Route) -> Act:
-        engine, handler = self._engine, route.handler
-        return lambda call: handler(engine, call)
+        parts, handler = self._parts, route.handler
+        return lambda call: handler(parts, call)
 
     def _own(self, act: Act) -> Endpoint:
-        return Endpoint({"GET": act}, native.DIALECT.encode_error)
+        encode_error = native.DIALECT.encode_error
+        return Endpoint({"GET": (act, encode_error)}, encode_error)
 
     async def _get_root(self, call: Call) -> Outcome:
         """A page for people, a list of endpoints for programs."""
@@ -109,7 +134,7 @@ class Web:
 
     async def _get_ready(self, _: Call) -> Outcome:
         try:
-            ready = await self._engine.ready()
+            ready = await self._parts.engine.ready()
         except StoreUnavailable:
             return Answer(503, encode_json({"status": "no database"}))
         if not ready:
@@ -120,6 +145,15 @@ class Web:
 _INTERNAL_ERROR = Answer(
     500, encode_json({"error": "The server made a mistake", "code": "internal_error"})
 )
+
+
+def _dialect_of(path: str) -> Dialect:
+    """Whose prefix a path begins with; the native one's if nobody's."""
+    folded = path.lower()
+    for dialect in DIALECTS:
+        if any(f"{folded}/".startswith(f"{prefix}/") for prefix in dialect.prefixes):
+            return dialect
+    return native.DIALECT
 
 
 def _other_method(method: str, endpoint: Endpoint) -> Answer:

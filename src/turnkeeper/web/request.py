@@ -70,15 +70,23 @@ class Request:
         )
         return Answer(204, b"", headers)
 
-    async def read(self, caller: str, path: dict[str, str], body_limit: int) -> Call:
-        """The request as a dialect sees it, its body read.
+    async def read(
+        self, caller: str, path: dict[str, str], body_limit: int, base: str | None
+    ) -> Call:
+        """The request as a dialect sees it, its body read; `base` None is the host it names.
 
         Raises:
             BodyTooLarge: it has more than `body_limit` bytes; the rest is not read.
         """
         body = b"" if self.method in SAFE_METHODS else await self._read_body(body_limit)
         query = dict(parse_qsl(self._query.decode("latin-1"))) if self._query else {}
-        return Call(caller, body, path, query, self.headers)
+        if base is None:
+            base = f"http://{self.headers.get(b'host', b'').decode('latin-1')}"
+        return Call(caller, body, path, query, self.headers, base, self._disconnected)
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     async def _read_body(self, limit: int) -> bytes:
         declared = self.headers.get(b"content-length", b"")

@@ -1,7 +1,7 @@
 """From a path to what is served there."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,18 +13,26 @@ class RouteMap(Generic[T]):
     A path without variables goes before one with them; a variable is one non-empty segment.
     """
 
-    def __init__(self, routes: Iterable[tuple[str, T]]) -> None:
+    def __init__(
+        self, routes: Iterable[tuple[str, T]], any_case: Collection[str] = frozenset()
+    ) -> None:
+        """Paths in `any_case`, which have no variables, match however their letters are written."""
+        self._folded: dict[str, T] = {}
         self._plain: dict[str, T] = {}
         self._patterns: list[tuple[re.Pattern[str], T]] = []
         for path, target in routes:
             if "{" in path:
                 self._patterns.append((_pattern(path), target))
-            else:
-                self._plain[path] = target
+                continue
+            self._plain[path] = target
+            if path in any_case:
+                self._folded[path.lower()] = target
 
     def find(self, path: str) -> tuple[T, dict[str, str]] | None:
         """What is served at `path`, and the values of its variables; None if nothing is."""
         target = self._plain.get(path)
+        if target is None and self._folded:
+            target = self._folded.get(path.lower())
         if target is not None:
             return target, {}
         for pattern, target in self._patterns:

@@ -1,0 +1,103 @@
+"""How a turn is to be made: from what its session is based on, and the models there are. Pure."""
+
+import msgspec
+
+from turnkeeper import prompt
+from turnkeeper.blueprint import fill_in, sampling_of
+from turnkeeper.domain import (
+    Basis,
+    Blueprint,
+    Item,
+    ModelChoice,
+    Sampling,
+)
+from turnkeeper.offers import Offer, Offers
+
+_REMEMBERED = 1000  # plans, of sessions without variables
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A model that may make the reply, and the weight of items that its prompts have room for."""
+
+    offer: Offer
+    room: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How the turns of a session are made.
+
+    Attributes:
+        candidates: one at least; each is asked if the one before cannot make a reply.
+        frame: what every prompt begins with.
+    """
+
+    candidates: tuple[Candidate, ...]
+    frame: tuple[Item, ...]
+    frame_weight: int
+    sampling: Sampling
+    blueprint: Blueprint
+
+    def choose(self, weight: int, total_weight: int) -> ModelChoice:
+        """The model for a turn over items of `weight`; its session has `total_weight` with them.
+
+        Raises:
+            ContextTooLong: they alone do not fit; or the whole session does not, and the
+                blueprint says not to leave anything out.
+        """
+        first = self.candidates[0]
+        is_all_wanted = self.blueprint.overflow == "error"
+        prompt.check_room(first.offer.model, first.room, total_weight if is_all_wanted else weight)
+        return ModelChoice(first.offer.model.id, first.room)
+
+
+class Plans:
+    """Makes plans, and remembers those that many sessions share."""
+
+    def __init__(self, offers: Offers) -> None:
+        self._offers = offers
+        self._shared: dict[tuple[str, str | None], Plan] = {}
+
+    def make(self, basis: Basis, model: str | None = None, over: Sampling | None = None) -> Plan:
+        """The plan for a session; `model` and what `over` says go before what it has itself."""
+        wanted = model or basis.model
+        if basis.variables or over is not None:
+            return self._make(basis, wanted, over)
+        key = (basis.revision.id, wanted)
+        plan = self._shared.get(key)
+        if plan is None:
+            if len(self._shared) >= _REMEMBERED:
+                self._shared.clear()
+            plan = self._shared[key] = self._make(basis, wanted, None)
+        return plan
+
+    def _make(self, basis: Basis, wanted: str | None, over: Sampling | None) -> Plan:
+        blueprint = basis.revision.blueprint
+        frame = fill_in(blueprint, basis.variables)
+        weight = prompt.weigh(frame)
+        candidates = tuple(
+            Candidate(offer, prompt.capacity(offer.model, blueprint, weight))
+            for offer in self._candidates(blueprint, wanted)
+        )
+        sampling = sampling_of(blueprint)
+        return Plan(candidates, frame, weight, _override(sampling, over), blueprint)
+
+    def _candidates(self, blueprint: Blueprint, wanted: str | None) -> list[Offer]:
+        """The first of the wanted model, the blueprint's and the server's; then those to fall
+        back on. A model that is not offered any more is passed over."""
+        by_id = self._offers.by_id
+        first = by_id.get(wanted or "") or by_id.get(blueprint.model or "")
+        others = [by_id[id_] for id_ in dict.fromkeys(blueprint.fallback_models) if id_ in by_id]
+        if first is None:
+            first = others[0] if blueprint.model and others else self._offers.listed[0]
+        return [first, *(offer for offer in others if offer is not first)]
+
+
+def _override(sampling: Sampling, over: Sampling | None) -> Sampling:
+    if over is None:
+        return sampling
+    return Sampling(
+        sampling.temperature if over.temperature is None else over.temperature,
+        sampling.top_p if over.top_p is None else over.top_p,
+        sampling.max_tokens if over.max_tokens is None else over.max_tokens,
+        over.stop or sampling.stop,
+    )

@@ -1,0 +1,248 @@
+"""Sessions as things one can hold: made, listed, read, changed, forked, cleared, deleted.
+
+What is said in them is the engine's. Knows the store by its contract, and the engine to stop what
+runs in a session that goes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from turnkeeper import prompt
+from turnkeeper.contracts import MessagePage, NewSession, SessionPage, Store
+from turnkeeper.domain import (
+    Basis,
+    Message,
+    MessageRef,
+    Session,
+    SessionChange,
+    SessionChoice,
+    SessionFilter,
+    SessionSummary,
+    Version,
+    check_text,
+    make_title,
+)
+from turnkeeper.engine import Engine
+from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound
+from turnkeeper.plans import Plans
+
+TITLE_LIMIT = 200  # characters
+METADATA_LIMIT = 16_384  # bytes of JSON
+VARIABLES_LIMIT = 1_000
+PAGE_LIMIT = 100  # sessions
+MESSAGE_PAGE_LIMIT = 1_000
+
+
+class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message of a conversation that was had elsewhere."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class SessionRequest(msgspec.Struct, frozen=True):
+    """What a session is to be like; everything may be left out."""
+
+    deployment: str | None = None
+    title: str | None = None
+    model: str | None = None
+    variables: Mapping[str, str] = {}
+    metadata: Mapping[str, Any] = {}
+    messages: tuple[Said, ...] = ()
+
+
+class Sessions:
+    """Every operation on sessions that is not a turn. Owners never meet."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        plans: Plans,
+        default_deployment: str,
+        *,
+        now: Callable[[], int],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._plans = plans
+        self._default = default_deployment
+        self._now = now
+        self._new_id = new_id
+
+    async def create(self, owner: str, request: SessionRequest) -> Session:
+        """A new session, of the newest revision of its deployment.
+
+        Raises:
+            DeploymentNotFound, UnknownModel
+            InvalidRequest: a title, variable, message or metadata that cannot be kept.
+            ContextTooLong: the prompt alone, with these variables, is larger than the model's
+                window.
+        """
+        messages = tuple(
+            Message(said.role, _check_said(said, number))
+            for number, said in enumerate(request.messages)
+        )
+        first = next((message.text for message in messages if message.role == "user"), "")
+        new = NewSession(
+            owner=owner,
+            id=self._new_id(),
+            deployment=request.deployment or self._default,
+            title=_check_title(request.title) or make_title(first) or None,
+            model=self._engine.check_model(request.model),
+            variables=_check_variables(request.variables),
+            metadata=_check_metadata(request.metadata),
+            items=messages,
+            check=self._check_prompt,
+            now=self._now(),
+        )
+        return await self._store.create_session(new)
+
+    def _check_prompt(self, basis: Basis) -> None:
+        """A prompt that fills the window would have every turn refused."""
+        plan = self._plans.make(basis)
+        first = plan.candidates[0]
+        room = first.room + plan.frame_weight
+        prompt.check_room(first.offer.model, room, plan.frame_weight + 1, "prompt")
+
+    async def get(self, owner: str, session: SessionChoice, *, scope: str | None = None) -> Session:
+        """A session; with `scope` only one of that deployment.
+
+        Raises:
+            SessionNotFound: no such session, or someone else's, or another deployment's.
+        """
+        found = await self._store.get_session(owner, session)
+        if scope is not None and found.deployment != scope:
+            raise SessionNotFound("Session not found")
+        return found
+
+    async def list_all(self, owner: str) -> Sequence[SessionSummary]:
+        """The owner's sessions that hold a message, oldest first."""
+        return await self._store.list_sessions(owner)
+
+    async def page(
+        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+    ) -> SessionPage:
+        """The owner's next sessions, newest first; see `Store.page_sessions`."""
+        return await self._store.page_sessions(owner, wanted, after, min(limit, PAGE_LIMIT))
+
+    async def page_messages(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: MessageRef | None = None,
+        before: MessageRef | None = None,
+        limit: int = MESSAGE_PAGE_LIMIT,
+    ) -> MessagePage:
+        """Messages of a session in order; see `Store.page_messages`."""
+        return await self._store.page_messages(
+            owner,
+            session,
+            after=_place(after),
+            before=_place(before),
+            limit=min(limit, MESSAGE_PAGE_LIMIT),
+        )
+
+    async def update(self, owner: str, session: SessionChoice, change: SessionChange) -> Session:
+        """Change a session's title, model, metadata, whether it is pinned or archived.
+
+        Raises:
+            SessionNotFound, UnknownModel
+            InvalidRequest: a title or metadata that cannot be kept.
+        """
+        if isinstance(change.title, str):
+            title = _check_title(change.title)
+            change = msgspec.structs.replace(change, title=title)
+        if isinstance(change.model, str):
+            model = self._engine.check_model(change.model)
+            change = msgspec.structs.replace(change, model=model)
+        if change.metadata is not msgspec.UNSET:
+            _check_metadata(change.metadata)
+        return await self._store.update_session(owner, session, change, self._now())
+
+    async def fork(self, owner: str, session: SessionChoice, at: MessageRef | None) -> Session:
+        """A session of its own that holds what this one does, up to message `at`.
+
+        Raises:
+            SessionNotFound, MessageNotFound
+        """
+        return await self._store.fork_session(owner, session, at, self._new_id(), self._now())
+
+    async def clear(self, owner: str, session: SessionChoice) -> None:
+        """Forget everything said in a session; turns in it stop. Nothing if there is none."""
+        self._engine.stop_gone(await self._store.clear_session(owner, session, self._now()))
+
+    async def delete(self, owner: str, session: SessionChoice, *, scope: str | None = None) -> None:
+        """Remove a session and everything that belongs to it; turns in it stop.
+
+        Raises:
+            SessionNotFound: as for `get`.
+        """
+        if scope is not None:
+            await self.get(owner, session, scope=scope)
+        self._engine.stop_gone(await self._store.delete_session(owner, session))
+
+    async def list_versions(
+        self, owner: str, session: SessionChoice, message: MessageRef
+    ) -> Sequence[Version]:
+        """What was said at the place of a message, oldest first; see `Store.list_versions`."""
+        return await self._store.list_versions(owner, session, message)
+
+    async def select_version(
+        self, owner: str, session: SessionChoice, message: MessageRef, number: int
+    ) -> Session:
+        """List version `number` of a message, counted from 1, with what had followed it.
+
+        Raises:
+            SessionNotFound, SessionBusy
+            MessageNotFound: there is no such message or version, or its place is not listed.
+        """
+        versions = await self.list_versions(owner, session, message)
+        if not 0 < number <= len(versions):
+            raise MessageNotFound("The message has no such version")
+        turn = versions[number - 1].turn
+        return await self._store.select_version(owner, session, message, turn, self._now())
+
+
+def _place(message: MessageRef | None) -> tuple[int, int] | None:
+    return None if message is None else (message.turn, message.position)
+
+
+# --- What can be kept --------------------------------------------------------------------------
+
+
+def _check_said(said: Said, number: int) -> str:
+    if not said.content.strip():
+        raise InvalidRequest(f"messages[{number}].content must not be blank")
+    return check_text(said.content, f"messages[{number}].content")
+
+
+def _check_title(title: str | None) -> str | None:
+    """The title without white space around it; None if nothing is left."""
+    if title is None:
+        return None
+    if len(title) > TITLE_LIMIT:
+        raise InvalidRequest(f"title must have at most {TITLE_LIMIT} characters")
+    return check_text(title, "title").strip() or None
+
+
+def _check_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
+    if len(variables) > VARIABLES_LIMIT:
+        raise InvalidRequest(f"There can be at most {VARIABLES_LIMIT} variables")
+    for name, value in variables.items():
+        if not name.strip():
+            raise InvalidRequest("The name of a variable must not be blank")
+        check_text(name, "The name of a variable")
+        check_text(value, f"The value of {name[:100]}")
+    return variables
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    encoded = msgspec.json.encode(metadata)
+    if len(encoded) > METADATA_LIMIT:
+        raise InvalidRequest(f"metadata must have at most {METADATA_LIMIT} bytes of JSON")
+    return metadata

@@ -1,0 +1,126 @@
+"""Transactions as a type, and what rows and records are to each other."""
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, TypeVar, assert_never
+
+import msgspec
+
+from turnkeeper.domain import (
+    Blueprint,
+    Context,
+    Failure,
+    Item,
+    ListedItem,
+    Message,
+    Reasoning,
+    Revision,
+    Session,
+    ToolCall,
+    ToolResult,
+    Turn,
+    TurnRef,
+    TurnStatus,
+    Usage,
+)
+
+T = TypeVar("T")
+Row = Sequence[Any]
+Rows = Sequence[Row]
+Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
+
+_encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
+
+
+def encode_item(item: Item) -> tuple[str, str, str | None]:
+    """An item's `kind`, `text` and `data`; a message's kind is its role."""
+    match item:
+        case Message(role=role, text=text):
+            return role, text, None
+        case ToolCall(call_id=call_id, name=name, arguments=arguments):
+            return "tool_call", arguments, _encode_json([call_id, name]).decode()
+        case ToolResult(call_id=call_id, output=output):
+            return "tool_result", output, _encode_json([call_id]).decode()
+        case Reasoning(text=text):
+            return "reasoning", text, None
+        case _:
+            assert_never(item)
+
+
+def decode_item(kind: str, text: str, data: str | None) -> Item:
+    match kind:
+        case "tool_call":
+            call_id, name = _decode_json(data or "")
+            return ToolCall(call_id, name, text)
+        case "tool_result":
+            return ToolResult(_decode_json(data or "")[0], text)
+        case "reasoning":
+            return Reasoning(text)
+        case _:
+            return Message(kind, text)
+
+
+def decode_listed(row: Row) -> ListedItem:
+    """From the columns of `LISTED`."""
+    turn, position, kind, text, data, status, model, at = row
+    return ListedItem(
+        turn,
+        position,
+        decode_item(kind, text, data),
+        None if status is None else TurnStatus(status),
+        model if kind == "assistant" else None,
+        at,
+    )
+
+
+def decode_turn(ref: TurnRef, row: Row) -> Turn:
+    status, model, created_at, finished_at, prompt, completion, estimated = row[:7]
+    code, sentence, retry_after, sent, dropped, tokens = row[7:]
+    return Turn(
+        ref,
+        TurnStatus(status),
+        model,
+        created_at,
+        finished_at,
+        None if prompt is None else Usage(prompt, completion, bool(estimated)),
+        None if code is None else Failure(code, sentence, retry_after),
+        None if sent is None else Context(sent, dropped, tokens),
+    )
+
+
+def decode_session(row: Row) -> Session:
+    """From the columns of a session's statement; the flags and the JSON come as they are kept."""
+    variables, metadata = row[14:]
+    values = (
+        *row[:9],
+        bool(row[9]),
+        bool(row[10]),
+        *row[11:14],
+        _decode_json(variables) if variables else {},
+        _decode_json(metadata) if metadata else {},
+    )
+    return Session(*values)
+
+
+def encode_object(values: Mapping[str, Any]) -> str:
+    """Variables and metadata as they are kept: JSON."""
+    return _encode_json(values).decode()
+
+
+_decode_variables = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def decode_variables(text: str) -> Mapping[str, str]:
+    return _decode_variables(text)
+
+
+_decode_blueprint = msgspec.json.Decoder(Blueprint).decode
+
+
+def encode_blueprint(blueprint: Blueprint) -> str:
+    return _encode_json(blueprint).decode()
+
+
+def decode_revision(row: Row) -> Revision:
+    id_, deployment, number, blueprint, created_at = row
+    return Revision(id_, deployment, number, _decode_blueprint(blueprint), created_at)

@@ -1,0 +1,398 @@
+"""Sessions as things one can hold: made, listed, read, changed, forked, cleared, deleted."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from msgspec import UNSET
+
+from turnkeeper.contracts import MessagePage, NewSession, SessionPage
+from turnkeeper.domain import (
+    Basis,
+    ById,
+    Item,
+    ListedItem,
+    Message,
+    MessageRef,
+    Session,
+    SessionChange,
+    SessionChoice,
+    SessionFilter,
+    SessionSummary,
+    TurnRef,
+    item_weight,
+)
+from turnkeeper.errors import DeploymentNotFound, MessageNotFound, SessionBusy, SessionNotFound
+from turnkeeper.stores.sql.deployments import get_revision
+from turnkeeper.stores.sql.rows import (
+    Row,
+    Rows,
+    Transaction,
+    decode_listed,
+    decode_session,
+    encode_item,
+    encode_object,
+)
+from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
+
+# --- Reading one -------------------------------------------------------------------------------
+
+# A session, with how many of its turns are open.
+_SESSION = """
+SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, s.message_count,
+    s.running, (SELECT COUNT(*) FROM turns t
+        WHERE t.session_id = s.id AND t.status IN ('queued', 'running')),
+    s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata
+FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
+    LEFT JOIN session_data d ON d.session_id = s.id
+WHERE s.owner = ? AND """
+GET_BY_ID = _SESSION + "s.id = ?"
+GET_BY_ALIAS = _SESSION + "s.alias = ?"
+
+COUNT_SESSIONS = "SELECT COUNT(*) FROM sessions"
+COUNT_TURNS = "SELECT COUNT(*) FROM turns"
+
+
+def get_session(owner: str, session: SessionChoice) -> Transaction[Session]:
+    rows = yield _by(session, GET_BY_ID, GET_BY_ALIAS), (owner, _name(session))
+    return decode_session(_only(rows))
+
+
+def _by(session: SessionChoice, by_id: str, by_alias: str) -> str:
+    return by_id if isinstance(session, ById) else by_alias
+
+
+def _name(session: SessionChoice) -> str:
+    return session.id if isinstance(session, ById) else session.alias
+
+
+def _only(rows: Rows) -> Row:
+    if not rows:
+        raise SessionNotFound("Session not found")
+    return rows[0]
+
+
+def count_kept() -> Transaction[tuple[int, int]]:
+    """How many sessions and turns there are, of all owners."""
+    sessions = yield COUNT_SESSIONS, ()
+    turns = yield COUNT_TURNS, ()
+    return sessions[0][0], turns[0][0]
+
+
+def ping() -> Transaction[None]:
+    yield "SELECT 1 FROM sessions LIMIT 1", ()
+
+
+# --- Lists of sessions -------------------------------------------------------------------------
+
+LIST_SESSIONS = """
+SELECT id, alias, message_count FROM sessions WHERE owner = ? AND message_count > 0 ORDER BY id
+"""
+NEXT_SESSIONS = _SESSION + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+
+_BEYOND = "t"  # after every session's id
+_SCANNED = 1000  # sessions looked at for one page, at most about
+_SCANNED_AT_ONCE = 250
+
+
+def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
+    rows = yield LIST_SESSIONS, (owner,)
+    return [SessionSummary(*row) for row in rows]
+
+
+def page_sessions(
+    owner: str, wanted: SessionFilter, after: str | None, limit: int
+) -> Transaction[SessionPage]:
+    cursor, scanned, found = after or _BEYOND, 0, list[Session]()
+    is_selective = (wanted.pinned, wanted.deployment, wanted.title) != (None, None, None)
+    at_once = _SCANNED_AT_ONCE if is_selective else limit + 1
+    while scanned < _SCANNED:
+        rows = yield from _next_sessions(owner, wanted.archived, cursor, at_once)
+        for row in rows:
+            if _is_wanted(row, wanted):
+                if len(found) == limit:
+                    return SessionPage(found, found[-1].id)
+                found.append(decode_session(row))
+        if len(rows) < at_once:
+            return SessionPage(found, None)
+        cursor, scanned = rows[-1][0], scanned + at_once
+    return SessionPage(found, cursor)
+
+
+def _next_sessions(
+    owner: str, archived: bool | None, cursor: str, limit: int
+) -> Transaction[Sequence[Row]]:
+    kinds = (0, 1) if archived is None else (int(archived),)
+    merged: list[Row] = []
+    for kind in kinds:
+        merged += yield NEXT_SESSIONS, (owner, kind, cursor, limit)
+    if len(kinds) > 1:
+        merged.sort(key=lambda row: str(row[0]), reverse=True)
+    return merged[:limit]
+
+
+def _is_wanted(row: Row, wanted: SessionFilter) -> bool:
+    """Here and not in SQL, whose databases fold the case of letters differently."""
+    title, deployment, pinned = row[2], row[4], row[9]
+    if wanted.pinned is not None and bool(pinned) is not wanted.pinned:
+        return False
+    if wanted.deployment is not None and deployment != wanted.deployment:
+        return False
+    return wanted.title is None or wanted.title.casefold() in (title or "").casefold()
+
+
+# --- What was said -----------------------------------------------------------------------------
+
+_ITEMS = """
+SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at
+FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
+WHERE i.session_id = ? AND i.branch IS NULL AND """
+LIST_ITEMS = f"""{_ITEMS}(i.turn, i.position) > (?, ?)
+ORDER BY i.turn, i.position LIMIT ?
+"""
+
+# A user's and an assistant's words, but not those of a reply that failed.
+_IS_MESSAGE = """i.text <> '' AND (i.kind = 'user' OR (i.kind = 'assistant' AND i.in_prompt = 1))"""
+MESSAGES_AFTER = f"""{_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) > (?, ?)
+ORDER BY i.turn, i.position LIMIT ?
+"""
+MESSAGES_BEFORE = f"""{_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) < (?, ?)
+ORDER BY i.turn DESC, i.position DESC LIMIT ?
+"""
+FIND_MESSAGE = f"{_ITEMS}{_IS_MESSAGE} AND i.turn = ? AND i.position = ?"
+
+_END = (1 << 62, 0)
+_PAGE_WEIGHT = 1 << 20  # bytes of text in one page, about
+_READ_AT_ONCE = 50
+
+
+def list_items(
+    owner: str, session: SessionChoice, after: tuple[int, int] | None, limit: int
+) -> Transaction[Sequence[ListedItem]]:
+    found = yield from get_session(owner, session)
+    rows = yield LIST_ITEMS, (found.id, *(after or (-1, -1)), limit)
+    return [decode_listed(row) for row in rows]
+
+
+def page_messages(
+    owner: str,
+    session: SessionChoice,
+    after: tuple[int, int] | None,
+    before: tuple[int, int] | None,
+    limit: int,
+) -> Transaction[MessagePage]:
+    found = yield from get_session(owner, session)
+    statement = MESSAGES_BEFORE if after is None else MESSAGES_AFTER
+    cursor = after or before or _END
+    messages: list[ListedItem] = []
+    weight, more = 0, True
+    while more and len(messages) < limit and weight < _PAGE_WEIGHT:
+        at_once = min(_READ_AT_ONCE, limit - len(messages))
+        rows = yield statement, (found.id, *cursor, at_once + 1)
+        more = len(rows) > at_once
+        for row in rows[:at_once]:
+            message = decode_listed(row)
+            if messages and weight + item_weight(message.item) > _PAGE_WEIGHT:
+                more = True
+                break
+            messages.append(message)
+            weight += item_weight(message.item)
+            cursor = (message.turn, message.position)
+        else:
+            continue
+        break
+    if after is None:
+        messages.reverse()
+    return MessagePage(found, messages, more)
+
+
+# --- Making one --------------------------------------------------------------------------------
+
+CURRENT_REVISION = "SELECT revision FROM deployments WHERE name = ?"
+INSERT_SESSION = """
+INSERT INTO sessions (id, owner, title, model, revision, variables, turns, message_count,
+    hidden_count, weight, created_at, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
+"""
+INSERT_DATA = """
+INSERT INTO session_data (session_id, variables, metadata) VALUES (?, ?, ?)
+"""
+
+
+def create_session(new: NewSession) -> Transaction[Session]:
+    rows = yield CURRENT_REVISION, (new.deployment,)
+    if not rows:
+        raise DeploymentNotFound("Deployment not found")
+    revision = yield from get_revision(rows[0][0])
+    new.check(Basis(revision, new.variables, new.model))
+    numbers = _numbers(new.items)
+    weights = [item_weight(item) for item in new.items]
+    counted = sum(counts_as_message(item) for item in new.items)
+    turns = numbers[-1] if numbers else 0
+    made = (new.id, new.owner, new.title, new.model, revision.id, len(new.variables), turns)
+    yield INSERT_SESSION, (*made, counted, sum(weights), new.now, new.now)
+    if new.variables or new.metadata:
+        data = (encode_object(new.variables), encode_object(new.metadata))
+        yield INSERT_DATA, (new.id, *data)
+    position = 0
+    for index, item in enumerate(new.items):
+        position = position + 1 if index and numbers[index] == numbers[index - 1] else 0
+        place = (new.id, numbers[index], position)
+        yield INSERT_ITEM, (*place, *encode_item(item), weights[index], new.now)
+    return (yield from get_session(new.owner, ById(new.id)))
+
+
+def _numbers(items: Sequence[Item]) -> list[int]:
+    """The number that each item stands under: every message of the user's begins a new one."""
+    begins = [isinstance(item, Message) and item.role == "user" for item in items]
+    return list(accumulate(begins[1:], initial=1)) if items else []
+
+
+# --- Changing one ------------------------------------------------------------------------------
+
+CHANGE_BY_ID = """
+UPDATE sessions SET title = CASE WHEN ? = 1 THEN ? ELSE title END,
+    model = CASE WHEN ? = 1 THEN ? ELSE model END, pinned = COALESCE(?, pinned),
+    archived = COALESCE(?, archived), version = version + 1, updated_at = ?
+WHERE owner = ? AND id = ? RETURNING id
+"""
+CHANGE_BY_ALIAS = CHANGE_BY_ID.replace("AND id = ?", "AND alias = ?")
+SET_METADATA = """
+INSERT INTO session_data (session_id, variables, metadata) VALUES (?, '{}', ?)
+ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata
+"""
+
+
+def update_session(
+    owner: str, session: SessionChoice, change: SessionChange, now: int
+) -> Transaction[Session]:
+    arguments = (
+        *_optional(change.title),
+        *_optional(change.model),
+        None if change.pinned is UNSET else int(change.pinned),
+        None if change.archived is UNSET else int(change.archived),
+        now,
+    )
+    statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
+    rows = yield statement, (*arguments, owner, _name(session))
+    id_ = _only(rows)[0]
+    if change.metadata is not UNSET:
+        yield SET_METADATA, (id_, encode_object(change.metadata))
+    return (yield from get_session(owner, ById(id_)))
+
+
+def _optional(value: Any) -> tuple[int, Any]:
+    """Whether to set a column, and to what."""
+    return (0, None) if value is UNSET else (1, value)
+
+
+# --- Forking one -------------------------------------------------------------------------------
+
+LOCK_BY_ID = """
+UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id
+"""
+LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
+FIRST_OPEN = """
+SELECT MIN(number) FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
+"""
+
+# What a fork takes along: what is listed, up to a place, but for replies that failed.
+_TAKEN_ALONG = """
+FROM items WHERE session_id = ? AND branch IS NULL AND (turn, position) <= (?, ?)
+    AND NOT (kind = 'assistant' AND in_prompt = 0)
+"""
+SUMS_TAKEN_ALONG = f"""
+SELECT MAX(turn), COUNT(CASE WHEN kind IN ('user', 'assistant') AND text <> '' THEN 1 END),
+    COUNT(CASE WHEN in_prompt = 0 AND kind IN ('user', 'assistant') AND text <> '' THEN 1 END),
+    SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END)
+{_TAKEN_ALONG}"""
+FORK_SESSION = """
+INSERT INTO sessions (id, owner, title, model, revision, variables, turns, message_count,
+    hidden_count, weight, created_at, updated_at)
+SELECT CAST(? AS TEXT), owner, title, model, revision, variables, CAST(? AS BIGINT),
+    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)
+FROM sessions WHERE id = ?
+"""
+FORK_DATA = """
+INSERT INTO session_data (session_id, variables, metadata)
+SELECT CAST(? AS TEXT), variables, metadata FROM session_data WHERE session_id = ?
+"""
+FORK_ITEMS = f"""
+INSERT INTO items (session_id, turn, position, kind, text, data, weight, created_at, in_prompt)
+SELECT CAST(? AS TEXT), turn, position, kind, text, data, weight, created_at, in_prompt
+{_TAKEN_ALONG} ORDER BY turn, position
+"""
+
+
+def fork_session(
+    owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+) -> Transaction[Session]:
+    rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))
+    id_ = _only(rows)[0]
+    last = yield from _last_place(id_, at)
+    sums = yield SUMS_TAKEN_ALONG, (id_, *last)
+    turns, counted, hidden, weight = (int(value or 0) for value in sums[0])
+    yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
+    yield FORK_DATA, (new_id, id_)
+    yield FORK_ITEMS, (new_id, id_, *last)
+    return (yield from get_session(owner, ById(new_id)))
+
+
+def _last_place(session_id: str, at: MessageRef | None) -> Transaction[tuple[int, int]]:
+    if at is None:
+        rows = yield FIRST_OPEN, (session_id,)
+        return _END if rows[0][0] is None else (rows[0][0], -1)
+    if at.session_id == session_id:
+        rows = yield FIND_MESSAGE, (session_id, at.turn, at.position)
+        if rows:
+            return at.turn, at.position
+    raise MessageNotFound("Message not found")
+
+
+# --- Clearing and deleting ---------------------------------------------------------------------
+
+CLEAR_BY_ID = """
+UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
+    version = version + 1, updated_at = ?
+WHERE owner = ? AND id = ? RETURNING id
+"""
+CLEAR_BY_ALIAS = CLEAR_BY_ID.replace("AND id = ?", "AND alias = ?")
+OPEN_TURNS_OF_SESSION = """
+SELECT number FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
+"""
+DELETE_TURNS = "DELETE FROM turns WHERE session_id = ?"
+DELETE_ITEMS = "DELETE FROM items WHERE session_id = ?"
+DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
+DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
+
+
+def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
+    rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, _name(session))
+    return (yield from _remove_all_said(rows[0][0])) if rows else []
+
+
+def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
+    """Returns the turns that were not over."""
+    open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
+    for statement in (DELETE_TURNS, DELETE_ITEMS, DELETE_CHECKPOINTS):
+        yield statement, (session_id,)
+    return [TurnRef(session_id, number) for (number,) in open_turns]
+
+
+DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id"
+DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id"
+
+
+def delete_session(
+    owner: str, session: SessionChoice, if_idle: bool
+) -> Transaction[Sequence[TurnRef]]:
+    rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, _name(session))
+    id_ = _only(rows)[0]
+    open_turns = yield from _remove_all_said(id_)
+    if open_turns and if_idle:
+        raise SessionBusy(
+            "A turn of this session is queued or running; try again when it is over",
+            open_turns[0].id,
+        )
+    yield DELETE_DATA, (id_,)
+    return open_turns

@@ -1,0 +1,384 @@
+"""Beginning, ending and checkpointing a turn, and what a crash leaves of one."""
+
+from collections.abc import Sequence
+
+from turnkeeper.contracts import BegunTurn, EndedTurn, NewTurn, StoredReply
+from turnkeeper.domain import (
+    Basis,
+    ByAlias,
+    ById,
+    Ending,
+    History,
+    Item,
+    KeptItem,
+    Message,
+    Turn,
+    TurnRef,
+    TurnStatus,
+    item_weight,
+)
+from turnkeeper.errors import (
+    DeploymentNotFound,
+    QueueFull,
+    SessionBusy,
+    SessionNotFound,
+    TurnNotFound,
+)
+from turnkeeper.stores.sql.deployments import get_basis
+from turnkeeper.stores.sql.rows import (
+    Row,
+    Transaction,
+    decode_item,
+    decode_turn,
+    encode_item,
+)
+
+# --- Beginning a turn --------------------------------------------------------------------------
+
+_TAKEN = """
+RETURNING id, turns, running, weight, message_count - hidden_count, model, revision, variables
+"""
+
+# Gives the turn its number and, when it is free, the session's slot.
+TAKE_NUMBER = f"""
+UPDATE sessions SET turns = turns + 1, running = COALESCE(running, turns + 1),
+    message_count = message_count + ?, weight = weight + ?, model = COALESCE(?, model),
+    title = COALESCE(title, ?), version = version + 1, updated_at = ?
+WHERE owner = ? AND id = ?
+{_TAKEN}"""
+TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace("AND id = ?", "AND alias = ?")
+
+# The same for a session that may not exist yet: two that race for one alias meet here.
+CREATE_OR_TAKE_NUMBER = f"""
+INSERT INTO sessions (message_count, weight, model, title, updated_at, owner, id, alias,
+    created_at, revision, turns, running, hidden_count)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,
+    COALESCE((SELECT d.revision FROM deployments d WHERE d.name = ?), ''), 1, 1, 0)
+ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
+    turns = sessions.turns + 1, running = COALESCE(sessions.running, sessions.turns + 1),
+    message_count = sessions.message_count + excluded.message_count,
+    weight = sessions.weight + excluded.weight,
+    model = COALESCE(excluded.model, sessions.model),
+    title = COALESCE(sessions.title, excluded.title),
+    version = sessions.version + 1, updated_at = excluded.updated_at
+{_TAKEN}"""
+
+COUNT_QUEUED = "SELECT COUNT(*) FROM turns WHERE session_id = ? AND status = 'queued'"
+OPEN_BEFORE = """
+SELECT number FROM turns
+WHERE session_id = ? AND number < ? AND status IN ('queued', 'running') ORDER BY number
+"""
+
+INSERT_TURN = """
+INSERT INTO turns (session_id, number, status, model, created_at) VALUES (?, ?, ?, ?, ?)
+"""
+
+INSERT_ITEM = """
+INSERT INTO items (session_id, turn, position, kind, text, data, weight, created_at, in_prompt)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)
+"""
+
+
+def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
+    weights = [item_weight(item) for item in new.items]
+    row = yield from _take_number(new, sum(weights))
+    session_id, number, running, total_weight, message_count, model, revision, variables = row
+    basis = yield from get_basis(session_id, revision, variables, model, new.revisions)
+    if new.scope is not None and basis.revision.deployment != new.scope:
+        raise SessionNotFound("Session not found")
+    choice = new.choose(basis, total_weight)
+    ahead: Sequence[int] = ()
+    if running != number:
+        ahead = yield from _join_queue(new, basis, session_id, number, running)
+    status = TurnStatus.RUNNING if running == number else TurnStatus.QUEUED
+    yield INSERT_TURN, (session_id, number, status.value, choice.model, new.now)
+    for position, (item, weight) in enumerate(zip(new.items, weights, strict=True)):
+        place = (session_id, number, position)
+        yield INSERT_ITEM, (*place, *encode_item(item), weight, new.now)
+    turn = Turn(TurnRef(session_id, number), status, choice.model, new.now)
+    items: tuple[KeptItem, ...] = ()
+    if status is TurnStatus.RUNNING:
+        items = yield from newest_items(turn.ref, choice.history_weight)
+    return BegunTurn(turn, History(items, total_weight, message_count), basis, ahead)
+
+
+def _join_queue(
+    new: NewTurn, basis: Basis, session_id: str, number: int, running: int
+) -> Transaction[Sequence[int]]:
+    """Whether the turn may wait behind others; the numbers of those it is to interrupt."""
+    match basis.revision.blueprint.concurrency:
+        case "reject":
+            raise busy(session_id, running)
+        case "interrupt":
+            rows = yield OPEN_BEFORE, (session_id, number)
+            return [row[0] for row in rows]
+    if number - running > new.queue_limit:  # else there cannot be so many
+        rows = yield COUNT_QUEUED, (session_id,)
+        if rows[0][0] >= new.queue_limit:
+            raise QueueFull("Too many messages wait in this session already; try again in a moment")
+    return ()
+
+
+def busy(session_id: str, number: int) -> SessionBusy:
+    return SessionBusy(
+        "A reply is being made in this session; try again when it is over",
+        TurnRef(session_id, number).id,
+    )
+
+
+def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
+    messages = sum(counts_as_message(item) for item in new.items)
+    session = new.session
+    if session is None or (isinstance(session, ByAlias) and session.create):
+        alias = session.alias if session else None
+        created = (new.title, new.now, new.owner, new.new_id, alias, new.now, new.deployment)
+        rows = yield CREATE_OR_TAKE_NUMBER, (messages, weight, new.model, *created)
+        if not rows[0][6]:
+            raise DeploymentNotFound("Deployment not found")
+    else:
+        statement = TAKE_NUMBER if isinstance(session, ById) else TAKE_NUMBER_BY_ALIAS
+        name = session.id if isinstance(session, ById) else session.alias
+        rows = yield statement, (messages, weight, new.model, new.title, new.now, new.owner, name)
+        if not rows:
+            raise SessionNotFound("Session not found")
+    return rows[0]
+
+
+def counts_as_message(item: Item) -> bool:
+    """The seeds count user and assistant messages with text, nothing else."""
+    return isinstance(item, Message) and item.role != "system" and item.text != ""
+
+
+# --- History -----------------------------------------------------------------------------------
+
+# Newest first, so that an old session's beginning is never read.
+NEWEST_ITEMS = """
+SELECT turn, position, kind, text, data, weight FROM items
+WHERE session_id = ? AND (turn, position) < (?, ?) AND in_prompt = 1
+    AND branch IS NULL
+ORDER BY turn DESC, position DESC LIMIT ?
+"""
+
+# What a turn's prompt could show: later turns may have joined the queue behind it.
+TURN_IN_SESSION = """
+SELECT t.status, t.model, t.created_at, s.weight, s.message_count - s.hidden_count
+FROM turns t JOIN sessions s ON s.id = t.session_id
+WHERE t.session_id = ? AND t.number = ?
+"""
+QUEUED_BEHIND = """
+SELECT COALESCE(SUM(weight), 0), COUNT(CASE WHEN kind IN ('user', 'assistant') THEN 1 END)
+FROM items WHERE session_id = ? AND turn > ? AND in_prompt = 1
+"""
+
+_FIRST_PAGE = 32
+
+
+def newest_items(ref: TurnRef, history_weight: int) -> Transaction[tuple[KeptItem, ...]]:
+    """The newest items up to and with turn `ref`, in order, at least `history_weight` of them."""
+    items: list[KeptItem] = []
+    before, page, weight = (ref.number + 1, 0), _FIRST_PAGE, 0
+    while weight < history_weight:
+        rows = yield NEWEST_ITEMS, (ref.session_id, *before, page)
+        for turn, position, kind, text, data, heavy in rows:
+            items.append(KeptItem(turn, position, decode_item(kind, text, data), heavy))
+            weight += heavy
+        if len(rows) < page:
+            break
+        before, page = (rows[-1][0], rows[-1][1]), page * 2
+    items.reverse()
+    return tuple(items)
+
+
+def get_history(ref: TurnRef, history_weight: int) -> Transaction[tuple[Turn, History]]:
+    place = (ref.session_id, ref.number)
+    rows = yield TURN_IN_SESSION, place
+    if not rows:
+        raise TurnNotFound("Turn not found")
+    status, model, created_at, weight, messages = rows[0]
+    behind = yield QUEUED_BEHIND, place
+    items = yield from newest_items(ref, history_weight)
+    turn = Turn(ref, TurnStatus(status), model, created_at)
+    return turn, History(items, weight - int(behind[0][0]), messages - behind[0][1])
+
+
+# --- Ending a turn -----------------------------------------------------------------------------
+
+FREE_SLOT = """
+UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
+    version = version + 1, updated_at = ?
+WHERE id = ? AND running = ? RETURNING turns
+"""
+
+LOCK_SESSION = "UPDATE sessions SET version = version + 1, updated_at = ? WHERE id = ?"
+TURN_STATUS = "SELECT status FROM turns WHERE session_id = ? AND number = ?"
+
+END_TURN = """
+UPDATE turns SET status = ?, model = COALESCE(?, model), finished_at = ?, prompt_tokens = ?,
+    completion_tokens = ?, usage_estimated = ?, error_code = ?, error = ?, retry_after = ?,
+    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?
+WHERE session_id = ? AND number = ?
+"""
+
+APPEND_REPLY = """
+INSERT INTO items (session_id, turn, position, kind, text, weight, created_at, in_prompt)
+VALUES (?, ?, (SELECT COALESCE(MAX(position) + 1, 0) FROM items WHERE session_id = ? AND turn = ?),
+    'assistant', ?, ?, ?, ?)
+"""
+
+DROP_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ? AND turn = ?"
+
+TURN_WEIGHT = """
+SELECT COALESCE(SUM(weight), 0), COUNT(CASE WHEN kind IN ('user', 'assistant') THEN 1 END)
+FROM items WHERE session_id = ? AND turn = ? AND in_prompt = 1
+"""
+HIDE_FROM_PROMPTS = "UPDATE items SET in_prompt = 0 WHERE session_id = ? AND turn = ?"
+LIGHTEN_SESSION = """
+UPDATE sessions SET weight = weight - ?, hidden_count = hidden_count + ? WHERE id = ?
+"""
+
+NEXT_QUEUED = """
+SELECT number, model, created_at FROM turns
+WHERE session_id = ? AND number > ? AND status = 'queued' ORDER BY number LIMIT 1
+"""
+GIVE_SLOT = "UPDATE sessions SET running = ? WHERE id = ?"
+START_TURN = "UPDATE turns SET status = 'running' WHERE session_id = ? AND number = ?"
+
+
+def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
+    shown = _stays_in_prompts(ending)
+    messages, weight = 0, 0
+    if shown and ending.text:
+        messages, weight = 1, item_weight(Message("assistant", ending.text))
+    rows = yield FREE_SLOT, (messages, weight, now, ref.session_id, ref.number)
+    if not rows:
+        return (yield from _end_waiting(ref, ending, now))
+    yield from _close_turn(ref, ending, now)
+    newest = rows[0][0]
+    return EndedTurn(True, (yield from _start_next(ref)) if newest > ref.number else None)
+
+
+def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
+    """End a turn that did not run when we looked, unless it is over."""
+    yield LOCK_SESSION, (now, ref.session_id)
+    rows = yield TURN_STATUS, (ref.session_id, ref.number)
+    status = rows[0][0] if rows else None
+    if status == TurnStatus.RUNNING:  # promoted before we had the lock
+        return (yield from end_turn(ref, ending, now))
+    if status == TurnStatus.QUEUED:
+        yield from _close_turn(ref, ending, now)
+    return EndedTurn(status == TurnStatus.QUEUED)
+
+
+def _stays_in_prompts(ending: Ending) -> bool:
+    """DESIGN, "What is kept": failed, or ended without text → in no later prompt."""
+    if ending.status is TurnStatus.COMPLETED:
+        return True
+    return ending.status is not TurnStatus.FAILED and ending.text != ""
+
+
+def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
+    """Everything an ending changes but the session's own row."""
+    place = (ref.session_id, ref.number)
+    usage, failure, context = ending.usage, ending.failure, ending.context
+    yield (
+        END_TURN,
+        (
+            ending.status.value,
+            ending.model,
+            now,
+            *((usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)),
+            int(usage.estimated) if usage else None,
+            *((failure.code, failure.sentence) if failure else (None, None)),
+            failure.retry_after if failure else None,
+            *((context.messages_sent, context.messages_dropped) if context else (None, None)),
+            context.estimated_tokens if context else None,
+            *place,
+        ),
+    )
+    shown = _stays_in_prompts(ending)
+    if not shown:
+        rows = yield TURN_WEIGHT, place
+        yield LIGHTEN_SESSION, (int(rows[0][0]), rows[0][1], ref.session_id)
+        yield HIDE_FROM_PROMPTS, place
+    if ending.text:
+        weight = item_weight(Message("assistant", ending.text))
+        yield APPEND_REPLY, (*place, *place, ending.text, weight, now, int(shown))
+    if ending.checkpointed:
+        yield DROP_CHECKPOINTS, place
+
+
+def _start_next(ref: TurnRef) -> Transaction[Turn | None]:
+    rows = yield NEXT_QUEUED, (ref.session_id, ref.number)
+    if not rows:
+        return None
+    number, model, created_at = rows[0]
+    yield GIVE_SLOT, (number, ref.session_id)
+    yield START_TURN, (ref.session_id, number)
+    return Turn(TurnRef(ref.session_id, number), TurnStatus.RUNNING, model, created_at)
+
+
+# --- While a turn runs -------------------------------------------------------------------------
+
+LOCK_RUNNING = "UPDATE sessions SET running = running WHERE id = ? AND running = ? RETURNING id"
+INSERT_CHECKPOINT = """
+INSERT INTO checkpoints (session_id, turn, position, text) VALUES (?, ?, ?, ?)
+ON CONFLICT (session_id, turn, position) DO UPDATE SET text = excluded.text
+"""
+
+
+def checkpoint(ref: TurnRef, position: int, text: str) -> Transaction[None]:
+    rows = yield LOCK_RUNNING, (ref.session_id, ref.number)
+    if rows:
+        yield INSERT_CHECKPOINT, (ref.session_id, ref.number, position, text)
+
+
+# --- After a crash -----------------------------------------------------------------------------
+
+OPEN_TURNS = """
+SELECT session_id, number FROM turns WHERE status IN ('queued', 'running')
+ORDER BY session_id, number
+"""
+CHECKPOINTED_TEXT = """
+SELECT text FROM checkpoints WHERE session_id = ? AND turn = ? ORDER BY position
+"""
+SETTLE_SESSION = """
+UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
+    version = version + 1
+WHERE id = ?
+"""
+
+
+def settle_abandoned(now: int) -> Transaction[int]:
+    abandoned = yield OPEN_TURNS, ()
+    for session_id, number in abandoned:
+        rows = yield CHECKPOINTED_TEXT, (session_id, number)
+        text = "".join(row[0] for row in rows)
+        weight = item_weight(Message("assistant", text)) if text else 0
+        yield SETTLE_SESSION, (int(text != ""), weight, session_id)
+        ending = Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
+        yield from _close_turn(TurnRef(session_id, number), ending, now)
+    return len(abandoned)
+
+
+# --- Reading -----------------------------------------------------------------------------------
+
+GET_TURN = """
+SELECT t.status, t.model, t.created_at, t.finished_at, t.prompt_tokens, t.completion_tokens,
+    t.usage_estimated, t.error_code, t.error, t.retry_after, t.messages_sent,
+    t.messages_dropped, t.estimated_tokens
+FROM turns t JOIN sessions s ON s.id = t.session_id
+WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
+"""
+REPLY_TEXT = """
+SELECT text FROM items WHERE session_id = ? AND turn = ? AND kind = 'assistant' ORDER BY position
+"""
+
+
+def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
+    rows = yield GET_TURN, (ref.session_id, ref.number, owner)
+    if not rows:
+        raise TurnNotFound("Turn not found")
+    turn = decode_turn(ref, rows[0])
+    words = REPLY_TEXT if turn.status.terminal else CHECKPOINTED_TEXT
+    texts = yield words, (ref.session_id, ref.number)
+    return StoredReply(turn, "".join(row[0] for row in texts))

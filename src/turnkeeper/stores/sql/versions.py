@@ -1,0 +1,244 @@
+"""Versions: other words, or another reply, at a place where something was said before.
+
+Turns that stand in one place share a *slot*, the number of the first of them. What is replaced
+is hidden from that place to the end, as one *branch* under the number of the turn it begins
+with; selecting a version hides what stands there now in the same way, and brings its own back.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from turnkeeper.contracts import BegunTurn, NewVersion
+from turnkeeper.domain import (
+    ById,
+    History,
+    ListedItem,
+    MessageRef,
+    Session,
+    SessionChoice,
+    Turn,
+    TurnRef,
+    TurnStatus,
+    Version,
+    item_weight,
+)
+from turnkeeper.errors import MessageNotFound, SessionNotFound
+from turnkeeper.stores.sql.deployments import get_basis
+from turnkeeper.stores.sql.rows import Row, Rows, Transaction, decode_listed, encode_item
+from turnkeeper.stores.sql.sessions import get_session
+from turnkeeper.stores.sql.turns import (
+    INSERT_ITEM,
+    TAKE_NUMBER,
+    TAKE_NUMBER_BY_ALIAS,
+    busy,
+    newest_items,
+)
+
+# The kinds of items that a turn answers, which the turn that takes its place answers too.
+_ASKED = "('user', 'system', 'tool_result')"
+
+# The place of the newest message there is to answer.
+NEWEST_ASKED = """
+SELECT turn FROM items WHERE session_id = ? AND branch IS NULL AND kind = 'user'
+ORDER BY turn DESC, position DESC LIMIT 1
+"""
+GET_ASKED = f"""
+SELECT position, kind, text, data, weight FROM items
+WHERE session_id = ? AND turn = ? AND kind IN {_ASKED} ORDER BY position
+"""
+GET_KIND = "SELECT kind FROM items WHERE session_id = ? AND turn = ? AND position = ?"
+GET_BRANCH = "SELECT branch FROM items WHERE session_id = ? AND turn = ? LIMIT 1"
+GET_SLOT = "SELECT slot, input FROM turns WHERE session_id = ? AND number = ?"
+TURNS_IN_SLOT = "SELECT number, input FROM turns WHERE session_id = ? AND slot = ? ORDER BY number"
+
+# What some items add to their session: messages, those that no prompt shows, weight.
+_SUMS = """
+SELECT COUNT(CASE WHEN text <> '' AND (kind = 'user' OR (kind = 'assistant' AND in_prompt = 1))
+        THEN 1 END),
+    COUNT(CASE WHEN text <> '' AND kind = 'user' AND in_prompt = 0 THEN 1 END),
+    COALESCE(SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END), 0)
+FROM items WHERE session_id = ? AND """
+SUMS_FROM = _SUMS + "turn >= ? AND branch IS NULL"
+SUMS_OF_BRANCH = _SUMS + "branch = ?"
+HIDE_FROM = "UPDATE items SET branch = ? WHERE session_id = ? AND turn >= ? AND branch IS NULL"
+BRING_BACK = "UPDATE items SET branch = NULL WHERE session_id = ? AND branch = ?"
+ADD_SUMS = """
+UPDATE sessions SET message_count = message_count + ?, hidden_count = hidden_count + ?,
+    weight = weight + ?
+WHERE id = ? RETURNING weight, message_count - hidden_count
+"""
+
+INSERT_VERSION = """
+INSERT INTO turns (session_id, number, status, model, created_at, slot, input)
+VALUES (?, ?, 'running', ?, ?, ?, ?)
+"""
+
+
+# --- Beginning one -----------------------------------------------------------------------------
+
+
+def begin_version(new: NewVersion) -> Transaction[BegunTurn]:
+    by_id = isinstance(new.session, ById)
+    name = new.session.id if isinstance(new.session, ById) else new.session.alias
+    statement = TAKE_NUMBER if by_id else TAKE_NUMBER_BY_ALIAS
+    rows = yield statement, (0, 0, new.model, None, new.now, new.owner, name)
+    if not rows:
+        raise SessionNotFound("Session not found")
+    session_id, number, running, _, _, model, revision, variables = rows[0]
+    if running != number:
+        raise busy(session_id, running)
+    basis = yield from get_basis(session_id, revision, variables, model, new.revisions)
+    if new.message is None:
+        replaced = yield from _newest_place(session_id)
+    else:
+        replaced = yield from _place_of_words(session_id, new.message)
+    asked = yield GET_ASKED, (session_id, replaced)
+    items = list(_exchange(asked, new, replaced))
+    counted = sum(kind == "user" and text != "" for kind, text, _, _ in items)
+    added = (counted, 0, sum(weight for *_, weight in items))
+    removed = yield from _hide(session_id, replaced)
+    change = [more - less for more, less in zip(added, removed, strict=True)]
+    [[total_weight, message_count]] = yield ADD_SUMS, (*change, session_id)
+    choice = new.choose(basis, total_weight)
+    slot, input_ = yield from _slot_of(session_id, replaced)
+    stood = (slot, input_ if new.message is None else None)
+    yield INSERT_VERSION, (session_id, number, choice.model, new.now, *stood)
+    for position, item in enumerate(items):
+        yield INSERT_ITEM, (session_id, number, position, *item, new.now)
+    turn = Turn(TurnRef(session_id, number), TurnStatus.RUNNING, choice.model, new.now)
+    kept = yield from newest_items(turn.ref, choice.history_weight)
+    return BegunTurn(turn, History(kept, total_weight, message_count), basis)
+
+
+def _newest_place(session_id: str) -> Transaction[int]:
+    rows = yield NEWEST_ASKED, (session_id,)
+    if not rows:
+        raise MessageNotFound("There is no message to answer")
+    return int(rows[0][0])
+
+
+def _place_of_words(session_id: str, message: MessageRef) -> Transaction[int]:
+    """The listed turn at the place of a message of the user's."""
+    kind = yield from _kind_of(session_id, message)
+    if kind != "user":
+        raise MessageNotFound("Only a message of the user's can be edited")
+    return (yield from _listed_at(session_id, message.turn))
+
+
+def _kind_of(session_id: str, message: MessageRef) -> Transaction[str]:
+    rows: Rows = ()
+    if message.session_id == session_id:
+        rows = yield GET_KIND, (session_id, message.turn, message.position)
+    if not rows or rows[0][0] not in ("user", "assistant"):
+        raise MessageNotFound("Message not found")
+    return str(rows[0][0])
+
+
+def _listed_at(session_id: str, turn: int) -> Transaction[int]:
+    """The one of the turns in the same slot that is listed now."""
+    for number, _ in (yield from _turns_at(session_id, turn)):
+        branch = yield GET_BRANCH, (session_id, number)
+        if branch and branch[0][0] is None:
+            return number
+    raise MessageNotFound("The message belongs to a version that is not selected")
+
+
+def _exchange(asked: Rows, new: NewVersion, replaced: int) -> Iterator[tuple[Any, ...]]:
+    """What the new turn answers: kind, text, data and weight of each item."""
+    pending = new.words
+    for position, *item in asked:
+        here = (
+            new.message is None
+            or new.message.turn != replaced
+            or (new.message.position == position)
+        )
+        if pending is not None and item[0] == "user" and here:
+            yield (*encode_item(pending), item_weight(pending))
+            pending = None
+        else:
+            yield tuple(item)
+
+
+def _hide(session_id: str, turn: int) -> Transaction[Row]:
+    """Hide what is listed from a turn on; returns what it added to the session."""
+    sums = yield SUMS_FROM, (session_id, turn)
+    yield HIDE_FROM, (turn, session_id, turn)
+    return [int(value) for value in sums[0]]
+
+
+def _slot_of(session_id: str, turn: int) -> Transaction[tuple[int, int]]:
+    """The slot of a turn, and the number of the one whose words it answers."""
+    rows = yield GET_SLOT, (session_id, turn)
+    slot, input_ = rows[0] if rows else (None, None)
+    return slot or turn, input_ or turn
+
+
+def _turns_at(session_id: str, turn: int) -> Transaction[Sequence[tuple[int, int]]]:
+    """All turns in the slot of one, oldest first, each with whose words it answers."""
+    slot, _ = yield from _slot_of(session_id, turn)
+    later = yield TURNS_IN_SLOT, (session_id, slot)
+    return [(slot, slot), *((number, input_ or number) for number, input_ in later)]
+
+
+# --- Listing and selecting ---------------------------------------------------------------------
+
+# A turn's first words of the user's, or its reply.
+WORDS_OF_TURN = """
+SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at, i.branch
+FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
+WHERE i.session_id = ? AND i.turn = ? AND i.kind IN ('user', 'assistant') ORDER BY i.position
+"""
+
+LOCK_IDLE = """
+UPDATE sessions SET version = version + 1, updated_at = ? WHERE owner = ? AND id = ?
+RETURNING running
+"""
+
+
+def list_versions(
+    owner: str, session: SessionChoice, message: MessageRef
+) -> Transaction[Sequence[Version]]:
+    found = yield from get_session(owner, session)
+    kind = yield from _kind_of(found.id, message)
+    turns = yield from _turns_at(found.id, message.turn)
+    inputs = dict(turns)
+    versions: dict[int, Version] = {}
+    for number, input_ in turns:
+        if kind == "assistant" and input_ != inputs[message.turn]:
+            continue
+        words = yield WORDS_OF_TURN, (found.id, number)
+        version = _version(number, kind, words)
+        key = input_ if kind == "user" else number
+        if not (key in versions and versions[key].selected):
+            versions[key] = version
+    return list(versions.values())
+
+
+def _version(number: int, kind: str, words: Rows) -> Version:
+    selected = any(branch is None for *_, branch in words)
+    message: ListedItem | None = next(
+        (decode_listed(row) for *row, _ in words if row[2] == kind and row[3]), None
+    )
+    return Version(number, selected, message)
+
+
+def select_version(
+    owner: str, session: SessionChoice, message: MessageRef, turn: int, now: int
+) -> Transaction[Session]:
+    found = yield from get_session(owner, session)
+    rows = yield LOCK_IDLE, (now, owner, found.id)
+    if not rows:
+        raise SessionNotFound("Session not found")
+    if rows[0][0] is not None:
+        raise busy(found.id, rows[0][0])
+    yield from _kind_of(found.id, message)
+    if turn not in dict((yield from _turns_at(found.id, message.turn))):
+        raise MessageNotFound("The message has no such version")
+    listed = yield from _listed_at(found.id, turn)
+    if listed != turn:
+        removed = yield from _hide(found.id, listed)
+        added = yield SUMS_OF_BRANCH, (found.id, turn)
+        yield BRING_BACK, (found.id, turn)
+        change = [int(more) - less for more, less in zip(added[0], removed, strict=True)]
+        yield ADD_SUMS, (*change, found.id)
+    return (yield from get_session(owner, ById(found.id)))

@@ -1,0 +1,183 @@
+"""`contracts.Store` over any database that a driver can run transactions on."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from turnkeeper.contracts import (
+    BegunTurn,
+    EndedTurn,
+    MessagePage,
+    NewSession,
+    NewTurn,
+    NewVersion,
+    SessionPage,
+    Source,
+    StoredReply,
+)
+from turnkeeper.domain import (
+    Deployment,
+    Ending,
+    History,
+    ListedItem,
+    MessageRef,
+    Revision,
+    Session,
+    SessionChange,
+    SessionChoice,
+    SessionFilter,
+    SessionSummary,
+    Turn,
+    TurnRef,
+    Version,
+)
+from turnkeeper.stores.sql import deployments, sessions, turns, versions
+from turnkeeper.stores.sql.rows import Transaction
+
+T = TypeVar("T")
+
+
+class Driver(Protocol):
+    """Runs transactions on one kind of database."""
+
+    async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
+        """Run it in a transaction of its own, or under a savepoint in one shared with others.
+
+        Committed when this returns. `long` says that it may touch thousands of rows.
+        """
+        ...
+
+    async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        """Run a transaction that changes nothing; it sees what is committed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class SqlStore:
+    """`contracts.Store` over a driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def begin_turn(self, new: NewTurn) -> BegunTurn:
+        return await self._driver.write(lambda: turns.begin_turn(new))
+
+    async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> EndedTurn:
+        return await self._driver.write(lambda: turns.end_turn(ref, ending, now))
+
+    async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+        await self._driver.write(lambda: turns.checkpoint(ref, position, text))
+
+    async def get_history(self, ref: TurnRef, history_weight: int) -> tuple[Turn, History]:
+        return await self._driver.read(lambda: turns.get_history(ref, history_weight))
+
+    async def get_turn(self, owner: str, ref: TurnRef) -> StoredReply:
+        return await self._driver.read(lambda: turns.get_turn(owner, ref))
+
+    async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
+        return await self._driver.read(lambda: sessions.list_sessions(owner))
+
+    async def create_session(self, new: NewSession) -> Session:
+        return await self._driver.write(
+            lambda: sessions.create_session(new), long=len(new.items) > 100
+        )
+
+    async def page_sessions(
+        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+    ) -> SessionPage:
+        return await self._driver.read(lambda: sessions.page_sessions(owner, wanted, after, limit))
+
+    async def get_session(self, owner: str, session: SessionChoice) -> Session:
+        return await self._driver.read(lambda: sessions.get_session(owner, session))
+
+    async def update_session(
+        self, owner: str, session: SessionChoice, change: SessionChange, now: int
+    ) -> Session:
+        return await self._driver.write(
+            lambda: sessions.update_session(owner, session, change, now)
+        )
+
+    async def fork_session(
+        self, owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+    ) -> Session:
+        return await self._driver.write(
+            lambda: sessions.fork_session(owner, session, at, new_id, now), long=True
+        )
+
+    async def page_messages(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: tuple[int, int] | None = None,
+        before: tuple[int, int] | None = None,
+        limit: int,
+    ) -> MessagePage:
+        return await self._driver.read(
+            lambda: sessions.page_messages(owner, session, after, before, limit)
+        )
+
+    async def begin_version(self, new: NewVersion) -> BegunTurn:
+        return await self._driver.write(lambda: versions.begin_version(new), long=True)
+
+    async def list_versions(
+        self, owner: str, session: SessionChoice, message: MessageRef
+    ) -> Sequence[Version]:
+        return await self._driver.read(lambda: versions.list_versions(owner, session, message))
+
+    async def select_version(
+        self, owner: str, session: SessionChoice, message: MessageRef, turn: int, now: int
+    ) -> Session:
+        return await self._driver.write(
+            lambda: versions.select_version(owner, session, message, turn, now), long=True
+        )
+
+    async def list_items(
+        self, owner: str, session: SessionChoice, after: tuple[int, int] | None, limit: int
+    ) -> Sequence[ListedItem]:
+        return await self._driver.read(lambda: sessions.list_items(owner, session, after, limit))
+
+    async def delete_session(
+        self, owner: str, session: SessionChoice, *, if_idle: bool = False
+    ) -> Sequence[TurnRef]:
+        return await self._driver.write(
+            lambda: sessions.delete_session(owner, session, if_idle), long=True
+        )
+
+    async def clear_session(
+        self, owner: str, session: SessionChoice, now: int
+    ) -> Sequence[TurnRef]:
+        return await self._driver.write(
+            lambda: sessions.clear_session(owner, session, now), long=True
+        )
+
+    async def publish_revision(
+        self, name: str, revision: Revision, source: Source, *, new: bool | None
+    ) -> Deployment:
+        return await self._driver.write(
+            lambda: deployments.publish_revision(name, revision, source, new), long=True
+        )
+
+    async def list_deployments(self) -> Sequence[Deployment]:
+        return await self._driver.read(deployments.list_deployments)
+
+    async def get_deployment(self, name: str) -> Deployment:
+        return await self._driver.read(lambda: deployments.get_deployment(name))
+
+    async def list_revisions(self, name: str) -> Sequence[Revision]:
+        return await self._driver.read(lambda: deployments.list_revisions(name))
+
+    async def roll_back(self, name: str, revision: str, now: int) -> Deployment:
+        return await self._driver.write(lambda: deployments.roll_back(name, revision, now))
+
+    async def delete_deployment(self, name: str, source: Source) -> None:
+        await self._driver.write(lambda: deployments.delete_deployment(name, source))
+
+    async def settle_abandoned(self, now: int) -> int:
+        return await self._driver.write(lambda: turns.settle_abandoned(now), long=True)
+
+    async def ping(self) -> None:
+        await self._driver.read(sessions.ping)
+
+    async def close(self) -> None:
+        await self._driver.close()
