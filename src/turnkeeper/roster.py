@@ -266,5 +266,5 @@ def _models_of(blueprint: Blueprint, offers: Offers) -> Iterable[str]:
 
 
 def _room(blueprint: Blueprint, model: Model) -> int:
-    """The weight of items that fit into the window beside the prompt, no variable having a value."""
+    """The weight of items that fit into the window beside the prompt, its variables as written."""
     return capacity(model, blueprint, weigh(fill_in(blueprint, {})))
