@@ -22,7 +22,7 @@ def test_the_defaults_are_a_tutorials(tmp_path: Path) -> None:
 
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
     names = tuple(setting.name for setting in SETTINGS)
-    assert (*names, "providers") == Config.__struct_fields__
+    assert (*names, "providers", "deployments") == Config.__struct_fields__
 
 
 def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Path) -> None:
@@ -41,6 +41,12 @@ def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Pat
 
 def test_our_own_name_of_a_variable_goes_before_the_common_one(tmp_path: Path) -> None:
     assert read(tmp_path, TURNKEEPER_PORT="7", PORT="8").port == 7
+
+
+def test_the_public_address_has_no_slash_at_its_end(tmp_path: Path) -> None:
+    assert read(tmp_path).public_url is None
+    config = read(tmp_path, TURNKEEPER_PUBLIC_URL="https://a.example.org/chat/")
+    assert config.public_url == "https://a.example.org/chat"
 
 
 def test_an_empty_variable_is_none(tmp_path: Path) -> None:
@@ -74,6 +80,8 @@ def test_an_empty_variable_is_none(tmp_path: Path) -> None:
         ("database", "sqlite:///a\0b"),
         ("openai_base_url", "http://a b/v1"),
         ("openai_base_url", "http://a/v1?x=1"),
+        ("public_url", "chat.example.org"),
+        ("public_url", "https://a/?x=1"),
         ("connect_timeout", "0"),
         ("cors", "javascript:"),
         ("cors", "http://a/"),
