@@ -69,6 +69,7 @@ class Config(msgspec.Struct, frozen=True):
     grace: float
     providers: tuple[ProviderEntry, ...] = ()
     deployments: tuple[DeploymentEntry, ...] = ()
+    has_file: bool = False  # whether a file was read, which then defines all its deployments
 
     def __repr__(self) -> str:
         shown = {s.name: getattr(self, s.name) for s in SETTINGS if not (s.secret or s.private)}
@@ -131,7 +132,8 @@ def read_config(
     deployments = read_deployments(file.deployments, values, file.folder, problems)
     if problems:
         raise ConfigError("\n".join(problems))
-    return Config(**values, providers=providers, deployments=deployments)
+    has_file = options.get("config") is not None
+    return Config(**values, providers=providers, deployments=deployments, has_file=has_file)
 
 
 def read_setting(

@@ -118,7 +118,7 @@ class Roster:
         """What they offer together, the default first.
 
         Raises:
-            ConfigError: nothing, or not the default; or the system message fills a window.
+            ConfigError: nothing, or not the default.
         """
         default = self._config.model
         offers = make_offers(self._providers)
@@ -130,13 +130,6 @@ class Roster:
             raise ConfigError(f"The model {default} is offered by no provider{because}")
         if not offers.listed:
             raise ConfigError(f"No provider offers a model{because}")
-        blueprint = Blueprint(self._config.system_message)
-        frame_weight = weigh(fill_in(blueprint, {}))
-        for offer in offers.listed:
-            if capacity(offer.model, blueprint, frame_weight) <= 0:
-                raise ConfigError(
-                    f"The system_message leaves no room for a conversation in {offer.model.id}"
-                )
         return offers.led_by(default) if default else offers
 
     def absences(self) -> Iterator[str]:

@@ -48,6 +48,7 @@ Open = Callable[[], Awaitable[Store]]
 
 NOW = 1_700_000_000_000
 PLENTY = 1_000_000
+PLAIN = Blueprint()
 _numbers = itertools.count(1)
 
 
@@ -56,7 +57,7 @@ def new_id() -> str:
 
 
 async def publish(
-    store: Store, name: str, blueprint: Blueprint = Blueprint(), *, new: bool | None = None
+    store: Store, name: str, blueprint: Blueprint = PLAIN, *, new: bool | None = None
 ) -> Revision:
     revision = Revision(make_revision_id(next(_numbers)), name, 0, blueprint, NOW)
     return (await store.publish_revision(name, revision, "api", new=new)).revision

@@ -71,7 +71,7 @@ def anew(
         message=message,
         words=Message("user", words) if words else None,
         model=None,
-        choose=lambda basis, _: ModelChoice("default", PLENTY),
+        choose=lambda _, __: ModelChoice("default", PLENTY),
         revisions={},
         now=NOW,
     )
