@@ -53,10 +53,11 @@ _clear_request = msgspec.json.Decoder(ClearRequest)
 
 async def chat(parts: Parts, call: Call) -> Outcome:
     request = decode_object(_chat_request, call.body)
+    message = request.message or ""
+    if not message.strip():
+        raise BlankMessage("No message provided")
     session = choose_session(request.session_id) if request.session_id else None
-    reply = await parts.engine.take_turn(
-        call.caller, session, request.message or "", model=request.model or None
-    )
+    reply = await parts.engine.take_turn(call.caller, session, message, model=request.model or None)
     turn = reply.turn
     session_id = request.session_id or turn.ref.session_id
     if call.wants_stream(request.stream):
