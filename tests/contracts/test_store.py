@@ -83,7 +83,6 @@ def a_turn(
         deployment=deployment,
         scope=scope,
         items=tuple(Message("user", i) if isinstance(i, str) else i for i in items),
-        title="a title",
         model=model,
         choose=lambda basis, _: ModelChoice(basis.model or "default", history),
         queue_limit=queue_limit,

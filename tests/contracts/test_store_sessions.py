@@ -276,13 +276,23 @@ async def test_changes_change_what_they_say_and_nothing_else(store: Store) -> No
             await store.update_session(owner, other, SessionChange(title="x"), NOW)
 
 
-async def test_the_first_turn_gives_a_title_and_no_later_one(store: Store) -> None:
-    await store.begin_turn(msgspec.structs.replace(a_turn("q", session=S), title="first"))
-    await store.begin_turn(msgspec.structs.replace(a_turn("q", session=S), title="second"))
-    assert (await store.get_session("ann", S)).title == "first"
+async def test_a_session_without_a_title_has_one_made_of_its_first_message(store: Store) -> None:
+    async def title() -> str | None:
+        return (await store.get_session("ann", S)).title
+
+    await say(store, " Hello\n there ", "hi", S)
+    await say(store, "second", "", S)
+    assert await title() == "Hello there"
+    await store.update_session("ann", S, SessionChange(title="mine"), NOW)
+    assert await title() == "mine"
     await store.update_session("ann", S, SessionChange(title=None), NOW)
-    await store.begin_turn(msgspec.structs.replace(a_turn("q", session=S), title="third"))
-    assert (await store.get_session("ann", S)).title == "third"
+    at = await place(store, " Hello\n there ")
+    await answer(store, await store.begin_version(anew(message=at, words="Edited")), "x")
+    assert await title() == "Edited"
+    page = await store.page_sessions("ann", SessionFilter(title="EDIT"), None, 9)
+    assert [session.title for session in page.sessions] == ["Edited"]
+    await store.clear_session("ann", S, NOW)
+    assert await title() is None
 
 
 async def test_the_version_counts_every_change(store: Store) -> None:
@@ -422,7 +432,7 @@ async def test_a_fork_holds_the_same_up_to_its_point_and_shares_nothing(store: S
     fork = await store.fork_session("ann", S, at, new_id(), NOW)
     there = ById(fork.id)
     assert words(await listed(store, there)) == "a A b B"
-    assert (fork.message_count, fork.title, fork.alias) == (4, "a title", None)
+    assert (fork.message_count, fork.title, fork.alias) == (4, "a", None)
     await say(store, "d", "D", there)
     await say(store, "e", "E", S)
     assert await prompted(store, there) == "a A b B d D"
