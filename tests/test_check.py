@@ -74,12 +74,64 @@ base_url = "http://127.0.0.1:1/v1"
         "gone: http://127.0.0.1:1/v1, no key, no answer: gone could not be reached",
         "offers nothing",
         "",
+        "deployments:",
+        "default /deployments/default, the default, model small",
+        "",
         "Ready to serve.",
     ]
     assert {headers.get("authorization") for headers in model_server.list_headers} == {
         "Bearer s3cret",
         None,
     }
+
+
+DEPLOYMENTS = """
+public_url = "https://chat.example.org"
+[deployments.tutor]
+default = true
+system_message = "You teach {subject} to { name }, who likes {subject}."
+messages = [{role = "user", content = "{question}"}]
+fallback_models = ["eliza"]
+[deployments.support]
+model = "eliza"
+"""
+
+
+async def test_deployments_are_said_with_what_stands_in_them(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(DEPLOYMENTS)
+    code, said, _ = await checked(tmp_path, "--model", "eliza", "--config", "t.toml")
+    assert code == 0
+    assert "\nPublic     https://chat.example.org\n" in said
+    assert said.endswith(
+        """
+deployments:
+  tutor    /deployments/tutor, the default, model eliza, else eliza, 1 message, \
+variables {subject} {name} {question}
+  support  /deployments/support, model eliza
+
+Ready to serve.
+""".replace("\\\n", "")
+    )
+
+
+async def test_a_model_that_a_deployment_does_not_get_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(f'{DEPLOYMENTS}[deployments.a]\nmodel = "huge"\n')
+    options = ("--model", "eliza", "--config", "t.toml")
+    code, said, _ = await checked(tmp_path, *options)
+    assert code == 2
+    assert "Problem: The deployment a names the model huge, which no provider offers.\n" in said
+    with (tmp_path / "t.toml").open("a") as file:
+        file.write('[providers.gone]\nbase_url = "http://127.0.0.1:1/v1"\n')
+    code, said, _ = await checked(tmp_path, *options)
+    assert code == 0
+    assert "  Warning: The deployment a names the model huge, which is not offered: gone" in said
+
+
+async def test_many_variables_are_cut(tmp_path: Path) -> None:
+    prompt = "".join(f"{{v{number}}}" for number in range(12))
+    (tmp_path / "t.toml").write_text(f'system_message = "{prompt}"')
+    _, said, _ = await checked(tmp_path, "--model", "eliza", "--config", "t.toml")
+    assert "{v8} {v9} and 2 more\n" in said
 
 
 async def test_providers_are_asked_side_by_side(tmp_path: Path, model_server: ModelServer) -> None:

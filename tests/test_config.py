@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from turnkeeper.compose import open_engine
+from turnkeeper.compose import open_parts
 from turnkeeper.config import SETTINGS, Config, ModelEntry, read_config
 from turnkeeper.errors import ConfigError
 
@@ -22,7 +22,7 @@ def test_the_defaults_are_a_tutorials(tmp_path: Path) -> None:
 
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
     names = tuple(setting.name for setting in SETTINGS)
-    assert (*names, "providers") == Config.__struct_fields__
+    assert (*names, "providers", "deployments", "has_file") == Config.__struct_fields__
 
 
 def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Path) -> None:
@@ -41,6 +41,12 @@ def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Pat
 
 def test_our_own_name_of_a_variable_goes_before_the_common_one(tmp_path: Path) -> None:
     assert read(tmp_path, TURNKEEPER_PORT="7", PORT="8").port == 7
+
+
+def test_the_public_address_has_no_slash_at_its_end(tmp_path: Path) -> None:
+    assert read(tmp_path).public_url is None
+    config = read(tmp_path, TURNKEEPER_PUBLIC_URL="https://a.example.org/chat/")
+    assert config.public_url == "https://a.example.org/chat"
 
 
 def test_an_empty_variable_is_none(tmp_path: Path) -> None:
@@ -74,6 +80,8 @@ def test_an_empty_variable_is_none(tmp_path: Path) -> None:
         ("database", "sqlite:///a\0b"),
         ("openai_base_url", "http://a b/v1"),
         ("openai_base_url", "http://a/v1?x=1"),
+        ("public_url", "chat.example.org"),
+        ("public_url", "https://a/?x=1"),
         ("connect_timeout", "0"),
         ("cors", "javascript:"),
         ("cors", "http://a/"),
@@ -123,7 +131,7 @@ async def test_a_system_message_that_fills_the_window_is_refused(tmp_path: Path)
         "system_message": "x" * 1000,
     }
     with pytest.raises(ConfigError, match="leaves no room"):
-        async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")):
+        async with open_parts(read(tmp_path, options, GROQ_API_KEY="k")):
             pass
 
 
@@ -257,7 +265,8 @@ async def test_a_provider_is_found_by_what_is_set(
     tmp_path: Path, environment: dict[str, str], first: str, many: bool
 ) -> None:
     config = read(tmp_path, {"database": f"sqlite:///{tmp_path}/t.db"}, **environment)
-    async with open_engine(config) as engine:
+    async with open_parts(config) as parts:
+        engine = parts.engine
         assert engine.models[0].id == first
         assert (len(engine.models) > 1) is many
         assert len({model.id for model in engine.models}) == len(engine.models)
@@ -265,5 +274,6 @@ async def test_a_provider_is_found_by_what_is_set(
 
 async def test_a_context_window_holds_for_all_models(tmp_path: Path) -> None:
     options = {"database": f"sqlite:///{tmp_path}/t.db", "context_window": "4096"}
-    async with open_engine(read(tmp_path, options, GROQ_API_KEY="k")) as engine:
+    async with open_parts(read(tmp_path, options, GROQ_API_KEY="k")) as parts:
+        engine = parts.engine
         assert {model.context_window for model in engine.models} == {4096}

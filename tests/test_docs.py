@@ -19,13 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from turnkeeper import errors
 from turnkeeper.config import SETTINGS, ModelEntry, ProviderEntry, Setting, read_config
 from turnkeeper.dialects.exchange import STATUSES
 from turnkeeper.dialects.turn_stream import encode_turn
-from turnkeeper.domain import Context, Turn, TurnRef, TurnStatus, Usage
+from turnkeeper.domain import Blueprint, Context, Turn, TurnRef, TurnStatus, Usage
 from turnkeeper.web.app import DIALECTS
 
 ROOT = Path(__file__).parent.parent
@@ -96,16 +97,19 @@ def test_no_page_names_an_option_that_does_not_exist(path: str) -> None:
 
 def test_the_example_files_can_be_read(tmp_path: Path) -> None:
     examples = [code for kind, code in blocks(page("docs/configuration.md")) if kind == "toml"]
-    assert len(examples) == 2
+    assert len(examples) == 3
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "tutor.md").write_text("You teach {subject}.")
     for example in examples:
         file = tmp_path / "turnkeeper.toml"
         file.write_text(example, "utf-8")
         config = read_config({"config": str(file)}, {"MISTRAL_API_KEY": "k"}, tmp_path)
         written = tomllib.loads(example)
-        tables = written.pop("providers", {})
+        tables, prompts = written.pop("providers", {}), written.pop("deployments", {})
         for name, value in written.items():
             assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
         assert [provider.name for provider in config.providers] == list(tables)
+        assert [deployment.name for deployment in config.deployments] == list(prompts)
 
 
 def test_every_field_of_a_provider_is_documented() -> None:
@@ -116,6 +120,16 @@ def test_every_field_of_a_provider_is_documented() -> None:
     text = text[text.index("table has these fields") :]
     documented = [cell for row in rows(text, "field") for cell in re.findall(r"`(\w+)`", row[0])]
     assert documented == list(ModelEntry.__struct_fields__)
+
+
+def test_every_field_of_a_deployment_is_documented() -> None:
+    text = page("docs/configuration.md")
+    documented = {row[0].strip("`"): row[1] for row in rows(text[text.index("## Dep") :], "field")}
+    defaults = msgspec.structs.asdict(Blueprint())
+    assert set(documented) == {*defaults, "default", "system_message_file"}
+    for name, default in defaults.items():
+        if default:
+            assert documented[name] == f"`{default}`"
 
 
 # --- Turns, routes, modules --------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from rig.model_server import BEFORE, Cut, Hang, ModelServer, Plan, Reset, Wait
 from turnkeeper import compose
 from turnkeeper.config import Config, read_config
-from turnkeeper.domain import TurnStatus, parse_turn_id
+from turnkeeper.domain import TurnStatus, choose_session, parse_turn_id
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     BlankMessage,
@@ -41,8 +41,8 @@ def configured(folder: Path, model: ModelServer, **options: str) -> Config:
 
 @asynccontextmanager
 async def running(folder: Path, model: ModelServer, **options: str) -> AsyncIterator[Engine]:
-    async with compose.open_engine(configured(folder, model, **options)) as engine:
-        yield engine
+    async with compose.open_parts(configured(folder, model, **options)) as parts:
+        yield parts.engine
 
 
 @pytest.fixture
@@ -51,8 +51,18 @@ async def engine(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Eng
         yield engine
 
 
+async def take(engine: Engine, session: str | None, text: str, model: str | None = None) -> Reply:
+    choice = choose_session(session) if session else None
+    return await engine.take_turn("ann", choice, text, model=model)
+
+
+async def counts(engine: Engine) -> list[int]:
+    """How many messages each of the sessions holds."""
+    return [session.message_count for session in await engine._store.list_sessions("ann")]
+
+
 async def ask(engine: Engine, text: str, session: str | None = "s") -> str:
-    return await (await engine.take_turn("ann", session, text)).completed()
+    return await (await take(engine, session, text)).completed()
 
 
 async def heard(reply: Reply, after: int | None = None) -> list[ReplyEvent]:
@@ -83,7 +93,7 @@ async def test_a_turn_is_finished_stored_and_remembered(
     assert await ask(engine, "hello") == "You said: hello"
     assert await ask(engine, "and?") == "You said: and?"
     assert shown(model_server) == ["hello", "You said: hello", "and?"]
-    assert [s.message_count for s in await engine.list_sessions("ann")] == [4]
+    assert await counts(engine) == [4]
 
 
 async def test_the_first_message_is_the_deployments_system_message(
@@ -101,7 +111,7 @@ async def test_a_follower_hears_it_start_grow_and_end(
 ) -> None:
     gate = asyncio.Event()
     model_server.script = lambda _: Plan(deltas=WORDS, at={2: Wait(gate)})
-    reply = await engine.take_turn("ann", None, "tell me")
+    reply = await take(engine, None, "tell me")
     hearing = asyncio.ensure_future(heard(reply))
     await until(lambda: reply.length == len("Once upon "))
     gate.set()
@@ -117,7 +127,7 @@ async def test_a_follower_hears_it_start_grow_and_end(
 async def test_the_end_is_told_only_once_it_is_stored(
     engine: Engine, model_server: ModelServer
 ) -> None:
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     await reply.wait()
     stored = await engine._store.get_turn("ann", reply.turn.ref)
     assert stored.turn == reply.turn
@@ -128,7 +138,7 @@ async def test_usage_that_the_provider_does_not_count_is_estimated_and_marked(
     engine: Engine, model_server: ModelServer
 ) -> None:
     model_server.script = lambda _: Plan(deltas=WORDS, usage="none")
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     usage = (await reply.wait()).turn.usage
     assert usage is not None
     assert usage.estimated
@@ -161,7 +171,7 @@ async def test_after_the_first_word_nothing_is_asked_again(
     engine: Engine, model_server: ModelServer
 ) -> None:
     model_server.script = lambda _: Plan(deltas=WORDS, at={2: Reset()})
-    reply = await engine.take_turn("ann", "s", "x")
+    reply = await take(engine, "s", "x")
     with pytest.raises(TurnEnded) as ending:
         await reply.completed()
     assert ending.value.code == "provider_cut_off"
@@ -187,13 +197,13 @@ async def test_failures_before_a_word(
 ) -> None:
     engine._policy = _impatient(engine)
     model_server.script = lambda _: plan
-    reply = await engine.take_turn("ann", "s", "x")
+    reply = await take(engine, "s", "x")
     ended = await reply.wait()
     assert ended.turn.status is TurnStatus.FAILED
     assert ended.turn.failure is not None
     assert ended.turn.failure.code in (code, "provider_unreachable")
     assert model_server.calls in (calls, calls * 2)
-    assert [s.message_count for s in await engine.list_sessions("ann")] == [1]
+    assert await counts(engine) == [1]
 
 
 async def test_a_retry_after_is_obeyed(engine: Engine, model_server: ModelServer) -> None:
@@ -236,8 +246,8 @@ async def test_what_is_refused_leaves_nothing(
     error: type[TurnkeeperError],
 ) -> None:
     with pytest.raises(error):
-        await engine.take_turn("ann", session, message, model)
-    assert await engine.list_sessions("ann") == []
+        await take(engine, session, message, model)
+    assert await counts(engine) == []
     assert model_server.calls == 0
 
 
@@ -247,7 +257,7 @@ async def test_what_is_refused_leaves_nothing(
 async def test_a_client_gone_before_the_start_still_gets_its_turn(
     engine: Engine, model_server: ModelServer
 ) -> None:
-    leaving = asyncio.ensure_future(engine.take_turn("ann", "s", "x"))
+    leaving = asyncio.ensure_future(take(engine, "s", "x"))
     await asyncio.sleep(0)
     leaving.cancel()
     await model_server.wait_for_calls(1)
@@ -261,7 +271,7 @@ async def test_a_follower_gone_at_the_first_word_or_later_changes_nothing(
 ) -> None:
     gate = asyncio.Event()
     model_server.script = lambda _: Plan(deltas=WORDS, at={place: Wait(gate)})
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     follower = reply.follow()
     while reply.length < sum(map(len, WORDS[:place])):
         await follower.next()
@@ -280,7 +290,7 @@ async def test_a_reply_is_resumable_from_every_character_live_and_finished(
     whole = "".join(words)
     gate = asyncio.Event()
     model_server.script = lambda _: Plan(deltas=words, at={2: Wait(gate)})
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     await until(lambda: reply.length == len("Grüße, 🙂🙂 "))
     live = [asyncio.ensure_future(heard(reply, n)) for n in range(len(whole) + 1)]
     await asyncio.sleep(0)
@@ -299,7 +309,7 @@ async def test_a_reply_is_resumable_from_every_character_live_and_finished(
 async def test_from_beyond_the_end_the_whole_text_comes_again(
     engine: Engine, model_server: ModelServer
 ) -> None:
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     ended = await reply.wait()
     events = await heard(reply, len(ended.text) + 1)
     assert events == [Ended(ended.turn, ended.text, replace=True)]
@@ -308,7 +318,7 @@ async def test_from_beyond_the_end_the_whole_text_comes_again(
 async def test_someone_elses_turn_does_not_exist(engine: Engine, model_server: ModelServer) -> None:
     gate = asyncio.Event()
     model_server.script = lambda _: Plan(at={1: Wait(gate)})
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     for act in (engine.follow_turn, engine.cancel_turn):
         with pytest.raises(TurnNotFound):
             await act("bob", reply.turn.ref)
@@ -323,7 +333,7 @@ async def test_cancelling_stops_the_call_and_keeps_the_part(
     engine: Engine, model_server: ModelServer
 ) -> None:
     model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
-    reply = await engine.take_turn("ann", "s", "x")
+    reply = await take(engine, "s", "x")
     await until(lambda: reply.length == len("Once upon "))
     turn = await engine.cancel_turn("ann", reply.turn.ref)
     await model_server.wait_for_disconnects(1)
@@ -339,7 +349,7 @@ async def test_a_turn_cancelled_in_the_queue_is_never_made(
 ) -> None:
     gate = asyncio.Event()
     model_server.script = lambda call: Plan(at={1: Wait(gate)}) if call.number == 1 else Plan()
-    first, second, third = [await engine.take_turn("ann", "s", text) for text in "abc"]
+    first, second, third = [await take(engine, "s", text) for text in "abc"]
     await model_server.wait_for_calls(1)
     assert second.turn.status is TurnStatus.QUEUED
     assert (await engine.cancel_turn("ann", second.turn.ref)).status is TurnStatus.CANCELLED
@@ -355,13 +365,13 @@ async def test_clearing_stops_what_runs_and_what_waits(
     engine: Engine, model_server: ModelServer
 ) -> None:
     model_server.script = lambda call: Plan(at={1: Hang()}) if call.number == 1 else Plan()
-    first, second = [await engine.take_turn("ann", "s", text) for text in "ab"]
+    first, second = [await take(engine, "s", text) for text in "ab"]
     await model_server.wait_for_calls(1)
-    await engine.clear_session("ann", "s")
+    engine.stop_gone(await engine._store.clear_session("ann", choose_session("s"), 0))
     for reply in (first, second):
         assert (await reply.wait()).turn.status is TurnStatus.CANCELLED
     await model_server.wait_for_disconnects(1)
-    assert await engine.list_sessions("ann") == []
+    assert await counts(engine) == []
     await ask(engine, "new")
     assert shown(model_server) == ["new"]
 
@@ -372,7 +382,7 @@ async def test_clearing_stops_what_runs_and_what_waits(
 async def test_sends_in_one_session_wait_their_turn(
     engine: Engine, model_server: ModelServer
 ) -> None:
-    replies = [await engine.take_turn("ann", "s", f"m{n}") for n in range(10)]
+    replies = [await take(engine, "s", f"m{n}") for n in range(10)]
     for n, reply in enumerate(replies):
         assert await reply.completed() == f"You said: m{n}"
     expected = [text for n in range(9) for text in (f"m{n}", f"You said: m{n}")]
@@ -383,10 +393,10 @@ async def test_the_queue_is_bounded(tmp_path: Path, model_server: ModelServer) -
     model_server.script = lambda _: Plan(at={1: Hang()})
     async with running(tmp_path, model_server, queue_limit="2") as engine:
         for text in "abc":
-            await engine.take_turn("ann", "s", text)
+            await take(engine, "s", text)
         with pytest.raises(QueueFull):
-            await engine.take_turn("ann", "s", "d")
-        assert [s.message_count for s in await engine.list_sessions("ann")] == [3]
+            await take(engine, "s", "d")
+        assert await counts(engine) == [3]
 
 
 async def test_200_clients_in_50_sessions_are_all_in_order(
@@ -398,8 +408,7 @@ async def test_200_clients_in_50_sessions_are_all_in_order(
             assert await ask(engine, text, f"session-{session}") == f"You said: {text}"
 
     await asyncio.gather(*[client(s, c) for s in range(50) for c in range(4)])
-    sessions = await engine.list_sessions("ann")
-    assert sorted(s.message_count for s in sessions) == [40] * 50
+    assert await counts(engine) == [40] * 50
     for session in range(50):
         await ask(engine, "last", f"session-{session}")
         *said, last = shown(model_server)
@@ -418,12 +427,12 @@ async def test_a_stopping_server_lets_turns_finish(
 ) -> None:
     gate = asyncio.Event()
     model_server.script = lambda _: Plan(deltas=WORDS, at={2: Wait(gate)})
-    reply = await engine.take_turn("ann", "s", "x")
+    reply = await take(engine, "s", "x")
     await model_server.wait_for_calls(1)
     draining = asyncio.ensure_future(engine.drain(30))
     await asyncio.sleep(0)
     with pytest.raises(ServerStopping):
-        await engine.take_turn("ann", "s", "y")
+        await take(engine, "s", "y")
     assert not await engine.ready()
     gate.set()
     await draining
@@ -435,7 +444,7 @@ async def test_what_does_not_finish_in_time_is_interrupted_and_kept(
 ) -> None:
     model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
     async with running(tmp_path, model_server) as engine:
-        replies = [await engine.take_turn("ann", "s", text) for text in "abc"]
+        replies = [await take(engine, "s", text) for text in "abc"]
         await until(lambda: replies[0].length == len("Once upon "))
         await engine.drain(0.01)
         assert [r.turn.status for r in replies] == [TurnStatus.INTERRUPTED] * 3
@@ -457,7 +466,7 @@ async def test_a_long_session_is_fitted_and_its_beginning_stays_put(
     starts: list[str] = []
     async with running(tmp_path, model_server, context_window="1024") as engine:
         for n in range(60):
-            reply = await engine.take_turn("ann", "s", f"message number {n} " + "." * 100)
+            reply = await take(engine, "s", f"message number {n} " + "." * 100)
             context = (await reply.wait()).turn.context
             assert context is not None
             assert context.messages_sent == len(shown(model_server))
@@ -469,29 +478,10 @@ async def test_a_long_session_is_fitted_and_its_beginning_stays_put(
     assert starts[0] == starts[3]
 
 
-async def test_the_models_own_choice_holds_for_the_session(
-    tmp_path: Path, model_server: ModelServer
-) -> None:
-    database = f"sqlite:///{tmp_path}/models.db"
-    config = read_config({"database": database}, {"GROQ_API_KEY": "k"}, tmp_path)
-    async with compose.open_engine(config) as engine:
-        ids = [model.id for model in engine.models]
-        assert len(ids) > 1
-        assert engine._choose_model(None, _hello()).model == ids[0]
-        assert engine._choose_model(ids[1], _hello()).model == ids[1]
-        assert engine._choose_model("no longer offered", _hello()).model == ids[0]
-
-
-def _hello() -> Any:
-    from turnkeeper.domain import Message
-
-    return Message("user", "hello")
-
-
 async def test_a_reply_without_end_is_broken_off(tmp_path: Path, model_server: ModelServer) -> None:
     model_server.script = lambda _: Plan(deltas=("x" * 400,) * 10, at={10: Hang()})
     async with running(tmp_path, model_server, reply_limit="1000") as engine:
-        reply = await engine.take_turn("ann", "s", "x")
+        reply = await take(engine, "s", "x")
         turn = (await reply.wait()).turn
         await model_server.wait_for_disconnects(1)
     assert turn.status is TurnStatus.FAILED
@@ -503,7 +493,7 @@ async def test_a_follower_far_behind_is_told_in_pieces(
     engine: Engine, model_server: ModelServer
 ) -> None:
     model_server.script = lambda _: Plan(deltas=("x" * 200_000,))
-    reply = await engine.take_turn("ann", None, "x")
+    reply = await take(engine, None, "x")
     await reply.completed()
     events = await heard(reply)
     sizes = [len(event.text) for event in events if isinstance(event, Grew)]
@@ -521,7 +511,7 @@ async def test_a_reply_that_cannot_be_stored_yet_is_not_lost_and_not_announced(
     """The disk fills while the reply is made; once there is room, the turn ends as it was."""
     gate = asyncio.Event()
     model_server.script = lambda _: Plan(deltas=("long " * 20_000,), at={1: Wait(gate)})
-    reply = await engine.take_turn("ann", "s", "x")
+    reply = await take(engine, "s", "x")
     await until(lambda: reply.length > 0)
     writer = engine._store._driver._writer  # type: ignore[attr-defined]
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
@@ -545,7 +535,7 @@ async def test_checkpoints_leave_no_gap_where_one_could_not_be_kept(
     model_server.script = lambda _: Plan(
         deltas=("one ", "two ", "three "), at={1: Wait(gates[0]), 2: Wait(gates[1]), 3: Hang()}
     )
-    reply = await engine.take_turn("ann", "s", "x")
+    reply = await take(engine, "s", "x")
     life = engine._lives[reply.turn.ref]
     for words, gate, disk_is_full in (("one ", gates[0], False), ("two ", gates[1], True)):
         await until(lambda words=words: reply.text.endswith(words))  # type: ignore[misc]
@@ -568,7 +558,7 @@ async def test_an_ending_that_cannot_be_stored_is_told_to_no_one(
     """The server stops and the database is gone: the next start says how the turn ended."""
     model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
     async with running(tmp_path, model_server) as engine:
-        reply = await engine.take_turn("ann", "s", "x")
+        reply = await take(engine, "s", "x")
         await until(lambda: reply.length > 0)
         engine._store._driver._writer.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
         hearing = asyncio.ensure_future(heard(reply))

@@ -6,6 +6,7 @@ import pytest
 
 from turnkeeper import prompt
 from turnkeeper.domain import (
+    Blueprint,
     History,
     Item,
     KeptItem,
@@ -36,13 +37,17 @@ def said(size: int, number: int = 0) -> tuple[Item, ...]:
 
 
 def shown(found: History, room: int) -> list[Item]:
-    asked, _ = prompt.fit("m", "", room, found)
+    asked, _ = prompt.fit("m", room, found)
     return list(asked.items)
 
 
 def test_what_fits_is_shown_whole_after_the_system_message() -> None:
-    asked, context = prompt.fit("m", "Be kind.", 1000, history(said(100), said(100)))
-    assert asked.items[0] == Message("system", "Be kind.")
+    frame = (Message("system", "Be kind."),)
+    weight = prompt.weigh(frame)
+    found = history(said(100), said(100))
+    asked, context = prompt.fit("m", 1000, found, frame=frame, frame_weight=weight)
+    assert asked.items[:1] == frame
+    assert context.estimated_tokens == (200 + weight) // prompt.BYTES_PER_TOKEN
     assert len(asked.items) == 5
     assert (context.messages_sent, context.messages_dropped) == (4, 0)
 
@@ -65,7 +70,7 @@ def test_the_beginning_stays_the_same_until_a_quarter_has_come() -> None:
 
 def test_what_the_store_did_not_read_counts_as_dropped() -> None:
     turns = [said(100, n) for n in range(10)]
-    _, context = prompt.fit("m", "", 1000, history(*turns, unread=100_000, messages=2020))
+    _, context = prompt.fit("m", 1000, history(*turns, unread=100_000, messages=2020))
     assert context.messages_sent + context.messages_dropped == 2020
 
 
@@ -91,9 +96,23 @@ def test_a_tool_result_is_never_shown_without_its_call() -> None:
 
 def test_a_message_too_large_for_the_model_is_refused() -> None:
     model = Model("small", "Small", 1000)
-    room = prompt.capacity(model, "system")
+    room = prompt.capacity(model, Blueprint(), 30)
     assert 0 < room < 1000 * prompt.BYTES_PER_TOKEN
-    fits = Message("user", "x" * (room - 16))
-    assert prompt.choose(model, room, [fits]).history_weight == room
+    prompt.check_room(model, room, room)
     with pytest.raises(ContextTooLong, match="small has room for"):
-        prompt.choose(model, room, [Message("user", "x" * (room - 15))])
+        prompt.check_room(model, room, room + 1)
+
+
+@pytest.mark.parametrize(
+    ("blueprint", "tokens"),
+    [
+        (Blueprint(), 750),  # a quarter of a small window is the reply's
+        (Blueprint(max_tokens=100), 900),
+        (Blueprint(max_tokens=9999), 500),
+        (Blueprint(context_window=500), 375),
+        (Blueprint(context_window=5000), 750),  # no larger than the model's own
+    ],
+)
+def test_the_reply_is_left_the_room_it_may_take(blueprint: Blueprint, tokens: int) -> None:
+    room = prompt.capacity(Model("m", "M", 1000), blueprint, 30)
+    assert room == tokens * prompt.BYTES_PER_TOKEN - 30

@@ -1,15 +1,16 @@
 """Several providers: what they offer together, under which ids, and who is asked what."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rig.model_server import BEFORE, Call, Hang, ModelServer, Plan, model_list
-from turnkeeper.compose import open_engine
+from turnkeeper.compose import open_parts
 from turnkeeper.config import read_config
+from turnkeeper.domain import ById
 from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, ProviderError, TurnEnded, UnknownModel
 from turnkeeper.providers.completions import ListedModel
@@ -25,9 +26,10 @@ async def second_server() -> AsyncIterator[ModelServer]:
         yield model
 
 
-def opened(
+@asynccontextmanager
+async def opened(
     folder: Path, tables: Mapping[str, str], options: Mapping[str, str] = {}, **environment: str
-) -> AbstractAsyncContextManager[Engine]:
+) -> AsyncIterator[Engine]:
     text = "\n".join(f"[providers.{name}]\n{table}" for name, table in tables.items())
     (folder / "t.toml").write_text(text)
     options = {
@@ -35,7 +37,8 @@ def opened(
         "database": f"sqlite:///{folder}/t.db",
         **options,
     }
-    return open_engine(read_config(options, environment, folder))
+    async with open_parts(read_config(options, environment, folder)) as parts:
+        yield parts.engine
 
 
 def table(model: ModelServer | str, *lines: str) -> str:
@@ -48,7 +51,8 @@ def ids(engine: Engine) -> list[str]:
 
 
 async def reply_of(engine: Engine, model: str | None, session: str | None = None) -> str:
-    return await (await engine.take_turn("local", session, "hi", model)).completed()
+    choice = ById(session) if session else None
+    return await (await engine.take_turn("local", choice, "hi", model=model)).completed()
 
 
 # --- Under which ids ---------------------------------------------------------------------------
@@ -78,9 +82,9 @@ async def test_a_turn_names_its_model_as_it_is_listed(
 ) -> None:
     tables = {"one": table(model_server, 'models = ["a", "b"]')}
     async with opened(tmp_path, tables) as engine:
-        reply = await engine.take_turn("local", None, "hi", "one/b")
+        reply = await engine.take_turn("local", None, "hi", model="one/b")
         await reply.completed()
-        again = await engine.take_turn("local", reply.turn.ref.session_id, "hi", None)
+        again = await engine.take_turn("local", ById(reply.turn.ref.session_id), "hi")
         await again.completed()
         assert (reply.turn.model, again.turn.model) == ("b", "b")
 

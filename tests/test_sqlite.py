@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.test_store import NOW, a_turn, completed
-from turnkeeper.contracts import ByAlias
-from turnkeeper.domain import Ending, TurnStatus
+from tests.contracts.test_store import NOW, a_turn, completed, publish
+from turnkeeper.domain import ByAlias, Ending, TurnStatus
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores.sql.rows import Transaction
-from turnkeeper.stores.store import SqlStore
 from turnkeeper.stores.sqlite import SqliteDriver, open_sqlite
+from turnkeeper.stores.store import SqlStore
 
 
 @pytest.fixture
@@ -26,7 +25,9 @@ async def driver(tmp_path: Path) -> AsyncIterator[SqliteDriver]:
 
 @pytest.fixture
 async def store(driver: SqliteDriver) -> SqlStore:
-    return SqlStore(driver)
+    store = SqlStore(driver)
+    await publish(store, "default")
+    return store
 
 
 def write(text: str) -> Transaction[str]:
@@ -223,10 +224,18 @@ async def test_a_history_is_read_from_the_index_and_not_sorted(
     driver: SqliteDriver, store: SqlStore
 ) -> None:
     """The cost of a turn does not grow with the session: no scan, no sort."""
-    from turnkeeper.stores import sql
+    from turnkeeper.stores.sql import sessions, turns
 
     await store.begin_turn(a_turn("x", session=ByAlias("s")))
-    for statement, count in ((sql.NEWEST_ITEMS, 4), (sql.NEXT_QUEUED, 2), (sql.OPEN_TURNS, 0)):
+    statements = (
+        (turns.NEWEST_ITEMS, 4),
+        (turns.NEXT_QUEUED, 2),
+        (turns.OPEN_TURNS, 0),
+        (sessions.NEXT_SESSIONS, 4),
+        (sessions.MESSAGES_AFTER, 4),
+        (sessions.MESSAGES_BEFORE, 4),
+    )
+    for statement, count in statements:
         plan = driver._writer.execute(f"EXPLAIN QUERY PLAN {statement}", (1,) * count).fetchall()
         steps = " / ".join(row[3] for row in plan)
         assert "TEMP B-TREE" not in steps, steps

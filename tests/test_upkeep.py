@@ -21,15 +21,15 @@ import pytest
 
 from rig.model_server import Hang, ModelServer, Plan, Wait
 from rig.server import Server
-from tests.contracts.test_store import NOW, a_turn, say
+from tests.contracts.test_store import NOW, a_turn, newest_sessions, publish, say
 from tests.test_process import chat, server_of, stream
 from turnkeeper import compose
-from turnkeeper.contracts import ByAlias
-from turnkeeper.domain import Ending, TurnStatus
+from turnkeeper.domain import ByAlias, Ending, TurnStatus
 from turnkeeper.errors import ConfigError, StoreUnavailable
-from turnkeeper.stores import migrations, sql, upkeep
-from turnkeeper.stores.store import SqlStore
+from turnkeeper.stores import migrations, upkeep
+from turnkeeper.stores.sql import turns as sql
 from turnkeeper.stores.sqlite import open_sqlite, visit_sqlite, without_server
+from turnkeeper.stores.store import SqlStore
 
 _numbers = itertools.count(1)
 
@@ -45,6 +45,7 @@ async def path(tmp_path: Path) -> Path:
     """A database with one session, and no server."""
     path = tmp_path / "turnkeeper.db"
     store = SqlStore(open_sqlite(path))
+    await publish(store, "default")
     await say(store, "what's up?", "the sky", ByAlias("demo"))
     await store.close()
     return path
@@ -235,7 +236,7 @@ def test_places_that_cannot_be_written_are_one_sentence(path: Path) -> None:
 def test_a_backup_of_an_older_schema_is_made_before_an_upgrade(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newer = [*migrations.all_migrations(), (2, "0002_later.sql", "")]
+    newer = [*migrations.all_migrations(), (migrations.newest_migration() + 1, "later.sql", "")]
     monkeypatch.setattr(migrations, "all_migrations", lambda: newer)
     made = upkeep.back_up(path, path.with_name("copy.db"), force=False, progress=quiet)
     assert made.turns == 1
@@ -294,6 +295,7 @@ async def test_postgres_is_vacuumed_and_left_to_its_own_backups(
     at = ("--database", database)
     assert "no server has used it" in failure(tmp_path, "vacuum", *at)
     store = await compose.open_store(database)
+    await publish(store, "default")
     await say(store, "q", "a", None)
     assert "before" in (await asyncio.to_thread(turnkeeper, tmp_path, "vacuum", *at)).stdout
     assert "pg_dump" in failure(tmp_path, "backup", "copy.db", *at)
@@ -317,6 +319,7 @@ async def test_sessions_are_listed_shown_and_deleted(database: str, tmp_path: Pa
 
     env = {"DATABASE_URL": database}
     store = await compose.open_store(database)  # as a server has it
+    await publish(store, "default")
     first = await say(store, "what's \x1b[31mup?", "the sky", ByAlias("demo"))
     failed = await store.begin_turn(a_turn("again", session=ByAlias("demo")))
     await store.end_turn(failed.turn.ref, Ending(TurnStatus.CANCELLED, ""), NOW)
@@ -350,7 +353,7 @@ async def test_sessions_are_listed_shown_and_deleted(database: str, tmp_path: Pa
     assert run("delete", "demo", "--yes").endswith("Deleted\n")
     assert "Session not found" in run("show", "demo", code=1)
     assert "Session not found" in run("delete", "demo", "--yes", code=1)
-    assert [s.id for s in await store.list_newest("ann", 9)] == [second.session_id]
+    assert [s.id for s in await newest_sessions(store, 9)] == [second.session_id]
     await store.close()
 
 

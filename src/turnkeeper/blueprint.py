@@ -6,16 +6,17 @@ put in once, and braces in it mean nothing.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from turnkeeper.domain import Blueprint, Message, Sampling, check_text
+from turnkeeper.domain import Blueprint, Example, Message, Sampling, check_text
 from turnkeeper.errors import DeploymentNotFound, InvalidRequest
 from turnkeeper.validation import explain
 
 _DEPLOYMENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+DEPLOYMENT_NAME = "1 to 64 characters of a-z 0-9 _ -, the first a letter or a digit"
 
 
 def is_deployment_name(text: str) -> bool:
@@ -52,15 +53,32 @@ def read_blueprint(values: Any) -> Blueprint:
         if not example.content.strip():
             raise InvalidRequest(f"messages[{number}].content must not be blank")
         check_text(example.content, f"messages[{number}].content")
-    for text in (blueprint.model or "", *blueprint.fallback_models, *blueprint.stop):
-        check_text(text, "The deployment")
+    check_text(blueprint.model or "", "model")
+    for name, texts in (("fallback_models", blueprint.fallback_models), ("stop", blueprint.stop)):
+        check_text("".join(texts), name)
     return blueprint
+
+
+def wrong_fields(values: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each field that is unknown or cannot be; it begins with the field's name.
+
+    `read_blueprint` names the first only. What has no wrong field can be read.
+    """
+    for name, value in values.items():
+        if name not in _FIELDS:
+            yield f"{name[:100]} is no field of a deployment"
+            continue
+        try:
+            read_blueprint({name: value})
+        except InvalidRequest as error:
+            yield error.sentence
 
 
 def _list_choices(sentence: str) -> str:
     """With the values that a field may have, if the sentence is about one that has few."""
     name, _, rest = sentence.partition(" has a value")
-    hint = get_type_hints(Blueprint).get(name) if rest else None
+    hints = get_type_hints(Example) | get_type_hints(Blueprint)
+    hint = hints.get(name.rpartition(".")[2]) if rest else None
     return f"{name} must be {' or '.join(get_args(hint))}" if hint else sentence
 
 
@@ -104,6 +122,13 @@ def fill_in(blueprint: Blueprint, variables: Mapping[str, str]) -> tuple[Message
         lines = "\n".join(f"{_one_line(name)}: {_one_line(variables[name])}" for name in unused)
         system = f"{system}\n\n{lines}" if system else lines
     return (Message("system", system), *examples) if system else tuple(examples)
+
+
+def placeholders(blueprint: Blueprint) -> tuple[str, ...]:
+    """The names of the variables that stand in a blueprint, each once, in order."""
+    texts = (blueprint.system_message, *(example.content for example in blueprint.messages))
+    names = (match[1].strip() for text in texts for match in _PLACEHOLDER.finditer(text))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _fill_in(text: str, variables: Mapping[str, str], used: set[str]) -> str:

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from turnkeeper.blueprint import placeholders
+from turnkeeper.command import count, safe
 from turnkeeper.compose import bind, shown_address
-from turnkeeper.config import Config, shown_database
+from turnkeeper.config import Config, DeploymentEntry, shown_database
 from turnkeeper.domain import Model
 from turnkeeper.errors import ConfigError
 from turnkeeper.offers import Offer, Offers
-from turnkeeper.roster import Roster, Seat, open_roster
+from turnkeeper.roster import Roster, Seat, check_deployments, open_roster
 from turnkeeper.stores.migrations import newest_migration
 from turnkeeper.stores.sqlite import inspect_sqlite
 
 _SHOWN_MODELS = 30  # of one provider; some list hundreds
+_SHOWN_VARIABLES = 10  # of one deployment; braces may stand in a prompt for other reasons
 
 
 async def check(config: Config, write: Callable[[str], None]) -> bool:
@@ -31,12 +34,17 @@ async def check(config: Config, write: Callable[[str], None]) -> bool:
     async with open_roster(config, ask_all=True) as roster:
         database = await _database(config.database, problems)
         write(f"Address    {_address(config, problems)}")
+        if config.public_url:
+            write(f"Public     {_shown_url(config.public_url)}")
         write("Access     off: nobody is asked for credentials, everything belongs to local")
         write(f"Database   {shown_database(config.database)}: {database}")
         offers = _offers(roster, problems)
         default = offers.listed[0] if offers else None
         write(f"Default    {default.model.id if default else 'none'}")
         for line in _providers(roster, offers):
+            write(line)
+        write("")
+        for line in _deployments(config, roster, offers, problems):
             write(line)
     problems.extend(_silence(roster, default))
     write("")
@@ -156,3 +164,42 @@ def _said_of(model: Model) -> str:
     prices = ((model.input_price, "in"), (model.output_price, "out"))
     said += [f"{price:g} a million {way}" for price, way in prices if price is not None]
     return ", ".join(said)
+
+
+# --- Deployments -------------------------------------------------------------------------------
+
+
+def _deployments(
+    config: Config, roster: Roster, offers: Offers | None, problems: list[str]
+) -> Iterator[str]:
+    entries = config.all_deployments()
+    warnings: list[str] = []
+    if offers:
+        try:
+            warnings = check_deployments(entries, offers, roster.absences())
+        except ConfigError as error:
+            problems.extend(error.sentence.splitlines())
+    yield "deployments:"
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        yield f"  {entry.name:{width}}  {', '.join(_said_of_deployment(entry, offers))}"
+    for warning in warnings:
+        yield f"  Warning: {warning}."
+
+
+def _said_of_deployment(entry: DeploymentEntry, offers: Offers | None) -> Iterator[str]:
+    blueprint = entry.blueprint
+    yield f"/deployments/{entry.name}"
+    if entry.default:
+        yield "the default"
+    default = offers.listed[0].model.id if offers else "none"
+    yield f"model {blueprint.model or default}"
+    if blueprint.fallback_models:
+        yield f"else {' or '.join(blueprint.fallback_models)}"
+    if blueprint.messages:
+        yield count(len(blueprint.messages), "message")
+    names = placeholders(blueprint)
+    if names:
+        shown = " ".join(f"{{{safe(name[:40])}}}" for name in names[:_SHOWN_VARIABLES])
+        more = f" and {len(names) - _SHOWN_VARIABLES} more" if names[_SHOWN_VARIABLES:] else ""
+        yield f"variables {shown}{more}"

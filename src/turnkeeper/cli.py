@@ -11,6 +11,7 @@ import uvloop
 
 from turnkeeper.config import SETTINGS, Config, Setting, read_config, read_url, shown_database
 from turnkeeper.errors import ConfigError
+from turnkeeper.publishing import deployments
 from turnkeeper.upkeep import backup, sessions, vacuum
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     """Turnkeeper keeps chat sessions: it never loses a turn and never doubles one."""
 
 
-for _command in (backup, vacuum, sessions):
+for _command in (backup, vacuum, sessions, deployments):
     main.add_command(_command)
 
 
@@ -41,7 +42,7 @@ def _with_settings(*without: str) -> Callable[[Any], Any]:
             if not setting.secret and setting.name not in without:
                 command = _option(setting)(command)
         return click.option(
-            "--config", metavar="FILE", help="A TOML file with settings and providers."
+            "--config", metavar="FILE", help="A TOML file with settings, providers and deployments."
         )(command)
 
     return decorate
@@ -94,7 +95,7 @@ _OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hos
     metavar="TEXT",
     help="The model to ask with every message. Default: the session's own.",
 )
-@_with_settings(*_OWN_SERVER, "model", "body_limit", "queue_limit", "grace")
+@_with_settings(*_OWN_SERVER, "public_url", "model", "body_limit", "queue_limit", "grace")
 def chat(url: str | None, session: str | None, **options: str | None) -> None:
     """Talk in the terminal; in a pipe, say standard input and print the reply.
 

@@ -18,12 +18,12 @@ from turnkeeper.config import LOOPBACK, Config
 from turnkeeper.contracts import Store
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
-from turnkeeper.domain import Blueprint, make_revision_id, make_session_id
+from turnkeeper.domain import make_revision_id, make_session_id
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
-from turnkeeper.roster import open_roster
+from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
 from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
@@ -46,7 +46,7 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            web = Web(parts, _origins(config), config.body_limit)
+            web = Web(parts, _origins(config), config.body_limit, config.public_url)
             _calm_collector()
 
             def listening() -> None:
@@ -68,7 +68,9 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            server = _Guest(Web(parts, _origins(config), config.body_limit), parts.engine, 0)
+            server = _Guest(
+                Web(parts, _origins(config), config.body_limit, config.public_url), parts.engine, 0
+            )
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -127,8 +129,11 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
     """The engine and its siblings over store and providers, with everything abandoned settled."""
     async with open_roster(config) as roster:
         offers = roster.make_offers()
-        for absence in roster.absences():
+        absences = tuple(roster.absences())
+        for absence in absences:
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
+        for warning in check_deployments(config.all_deployments(), offers, absences):
+            log.warning("%s", warning)
         store = await open_store(config.database)
         try:
             settled = await _settle(store)
@@ -144,11 +149,13 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
 
 
 async def _assemble(store: Store, offers: Offers, config: Config) -> Parts:
-    default, plans = "default", Plans(offers)
+    plans, entries = Plans(offers), config.all_deployments()
+    default = entries[0].name
     deployments = Deployments(
         store, offers, plans, default, now=_now, new_id=lambda: make_revision_id(_random(130))
     )
-    await deployments.adopt({default: Blueprint(config.system_message)})
+    blueprints = {entry.name: entry.blueprint for entry in entries}
+    await deployments.adopt(blueprints, complete=config.has_file)
     engine = Engine(store, offers, plans, _policy(config, default), now=_now, new_id=_new_id)
     sessions = Sessions(store, engine, plans, default, now=_now, new_id=_new_id)
     return Parts(engine, sessions, deployments)

@@ -1,14 +1,12 @@
 """Every setting, read once: command line over environment over `.env` over TOML.
 
-`SETTINGS` is the one list of them; the command line's options, the environment's names and
-`docs/configuration.md` all follow it. Providers, of which there may be many, are tables of the
-TOML file. Every wrong setting is named at once, in sentences.
+`settings.SETTINGS` is the one list of them; what there may be many of, providers and deployments,
+are `tables` of the TOML file. Every wrong setting is named at once, in sentences.
 """
 
 import os
-import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,257 +14,35 @@ from urllib.parse import urlsplit
 import msgspec
 from dotenv import dotenv_values
 
+from turnkeeper.domain import Blueprint
 from turnkeeper.errors import ConfigError
-
-
-class Setting(msgspec.Struct, frozen=True):
-    """One setting.
-
-    Attributes:
-        names: environment variables that hold it, the first found wins;
-            `TURNKEEPER_<NAME>` always comes before them.
-        read: from its text to its value; raises ValueError with what it must be.
-            secret: a key: never shown, not on the command line.
-        private: may hold a password: its value is not repeated in messages.
-    """
-
-    name: str
-    default: Any
-    read: Callable[[str], Any]
-    help: str
-    names: tuple[str, ...] = ()
-    secret: bool = False
-    private: bool = False
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        return (f"TURNKEEPER_{self.name.upper()}", *self.names)
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    if re.search("[\0\ud800-\udfff]", text):
-        raise ValueError("must be text in UTF-8")
-    return text
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            number = int(text) if text.isascii() and "_" not in text else least - 1
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}")
-        return number
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds <= 86_400:
-        raise ValueError("must be a number of seconds from 0 to 86400")
-    return seconds
-
-
-def _timeout(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds == 0:
-        raise ValueError("must be more than 0 seconds")
-    return seconds
-
-
-def _list_of(shape: str, what: str) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        parts = tuple(part.strip() for part in text.split(",") if part.strip())
-        if not all(re.fullmatch(shape, part) for part in parts):
-            raise ValueError(f"must be {what}, with commas between")
-        return parts
-
-    return read
-
-
-_ORIGINS = _list_of(
-    r"\*|https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?",
-    "* or origins like https://app.example.org",
-)
-_HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a port")
-
-
-def _auth(text: str) -> str:
-    if text == "keys":
-        raise ValueError("cannot be keys yet: this version has no API keys")
-    if text != "off":
-        raise ValueError("must be off")
-    return text
-
-
-def _database(text: str) -> str:
-    path = text.removeprefix("sqlite:///")
-    if path != text and path.strip("/") and path != ":memory:" and "\0" not in path:
-        return text
-    if text.startswith(("postgresql://", "postgres://")):
-        return text
-    raise ValueError("must be sqlite:///FILE or postgresql://…")
-
-
-def _url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s?#]+", text):
-        raise ValueError("must be an http:// or https:// address without ? and #")
-    return text.rstrip("/")
-
-
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "host",
-        "127.0.0.1",
-        _text,
-        "Address to listen on. Anything but loopback needs `auth`.",
-        names=("HOST",),
-    ),
-    Setting("port", 5000, _whole(0, 65535), "Port; 0 takes a free one.", names=("PORT",)),
-    Setting(
-        "model",
-        None,
-        _text,
-        "The default model. `eliza` is built in and needs no key.",
-    ),
-    Setting(
-        "database",
-        "sqlite:///turnkeeper.db",
-        _database,
-        "Where sessions are kept: `sqlite:///FILE` or `postgresql://…`.",
-        names=("DATABASE_URL",),
-        private=True,
-    ),
-    Setting(
-        "auth",
-        None,
-        _auth,
-        "`off`: no credentials are asked for, everything belongs to the user `local`."
-        " That is the default on loopback and must be said elsewhere.",
-    ),
-    Setting(
-        "cors",
-        (),
-        _ORIGINS,
-        "Origins of web pages that may use the server, separated by commas; `*` for any."
-        " Default: any port of localhost.",
-    ),
-    Setting(
-        "hosts",
-        (),
-        _HOSTS,
-        "Names that requests may call this server, beside those of loopback and `host`.",
-    ),
-    Setting(
-        "groq_api_key",
-        None,
-        _text,
-        "Key for Groq; alone, it is enough to start.",
-        names=("GROQ_API_KEY",),
-        secret=True,
-    ),
-    Setting(
-        "openai_api_key",
-        None,
-        _text,
-        "Key for OpenAI, or for `openai_base_url`.",
-        names=("OPENAI_API_KEY",),
-        secret=True,
-    ),
-    Setting(
-        "openai_base_url",
-        None,
-        _url,
-        "Any OpenAI-compatible endpoint, as `http://localhost:11434/v1`; then say `model` too.",
-        names=("OPENAI_BASE_URL",),
-        private=True,
-    ),
-    Setting(
-        "system_message",
-        "You are a helpful AI assistant.",
-        _text,
-        "What every conversation begins with.",
-    ),
-    Setting(
-        "context_window",
-        None,
-        _whole(256, 100_000_000),
-        "Tokens of prompt and reply together that the models can hold."
-        " Default: what is known of the model, else 32768.",
-    ),
-    Setting("message_limit", 100_000, _whole(1, 100_000_000), "Characters of one message."),
-    Setting(
-        "reply_limit",
-        1_000_000,
-        _whole(1, 100_000_000),
-        "Characters of one reply; a longer one is broken off, and its turn fails.",
-    ),
-    Setting("body_limit", 4_194_304, _whole(1024, 1_073_741_824), "Bytes of one request's body."),
-    Setting(
-        "queue_limit",
-        32,
-        _whole(0, 100_000),
-        "Messages that may wait in one session while a reply is made.",
-    ),
-    Setting(
-        "attempts", 3, _whole(1, 20), "Calls to the model for one reply, before its first word."
-    ),
-    Setting("connect_timeout", 10.0, _timeout, "Seconds for connecting to the model's server."),
-    Setting("first_byte_timeout", 60.0, _timeout, "Seconds for the model to begin its reply."),
-    Setting("between_timeout", 60.0, _timeout, "Seconds of silence within a reply."),
-    Setting("total_timeout", 600.0, _timeout, "Seconds for one reply in all."),
-    Setting(
-        "grace",
-        10.0,
-        _seconds,
-        "Seconds that running turns have to finish when the server is told to stop.",
-    ),
+from turnkeeper.settings import SETTINGS, Setting, read_http_url
+from turnkeeper.tables import (
+    DEFAULT_DEPLOYMENT,
+    DeploymentEntry,
+    ModelEntry,
+    ProviderEntry,
+    read_deployments,
+    read_providers,
 )
 
-
-class ModelEntry(msgspec.Struct, frozen=True):
-    """A model as a provider's table names it; None for what was left out."""
-
-    id: str
-    name: str | None = None
-    context_window: int | None = None
-    images: bool | None = None
-    input_price: float | None = None
-    output_price: float | None = None
-
-
-class ProviderEntry(msgspec.Struct, frozen=True):
-    """A table `[providers.NAME]`, checked.
-
-    Attributes:
-        key: what the variable `key_env` holds; None if the table names no variable.
-        models: what it offers, None for what it says itself when it is asked at the start.
-    """
-
-    name: str
-    base_url: str
-    key_env: str | None
-    key: str | None
-    models: tuple[ModelEntry, ...] | None
-    attempts: int
-    connect_timeout: float
-    first_byte_timeout: float
-    between_timeout: float
-    total_timeout: float
-
-    def __repr__(self) -> str:
-        return f"ProviderEntry({self.name!r}, {self.base_url!r})"
+__all__ = [
+    "LOOPBACK",
+    "SETTINGS",
+    "Config",
+    "DeploymentEntry",
+    "ModelEntry",
+    "ProviderEntry",
+    "Setting",
+    "read_config",
+    "read_setting",
+    "read_url",
+    "shown_database",
+]
 
 
 class Config(msgspec.Struct, frozen=True):
-    """All settings, checked. The names are those of `SETTINGS`; `providers` are the tables."""
+    """All settings, checked. The names are those of `SETTINGS`; the last are the tables."""
 
     host: str
     port: int
@@ -275,6 +51,7 @@ class Config(msgspec.Struct, frozen=True):
     auth: str
     cors: tuple[str, ...]
     hosts: tuple[str, ...]
+    public_url: str | None
     groq_api_key: str | None
     openai_api_key: str | None
     openai_base_url: str | None
@@ -291,10 +68,28 @@ class Config(msgspec.Struct, frozen=True):
     total_timeout: float
     grace: float
     providers: tuple[ProviderEntry, ...] = ()
+    deployments: tuple[DeploymentEntry, ...] = ()
+    has_file: bool = False  # whether a file was read, which then defines all its deployments
 
     def __repr__(self) -> str:
         shown = {s.name: getattr(self, s.name) for s in SETTINGS if not (s.secret or s.private)}
-        return f"Config({shown}, {self.providers})"
+        return f"Config({shown}, {self.providers}, {self.deployments})"
+
+    def all_deployments(self) -> tuple[DeploymentEntry, ...]:
+        """The deployments that the server has from its configuration, the default first.
+
+        One is the default, whatever the file says: the table that says so, else the one called
+        `default`, else one of that name with the setting `system_message` and nothing else.
+        """
+        tables = self.deployments
+        blank = DeploymentEntry(
+            DEFAULT_DEPLOYMENT, True, Blueprint(system_message=self.system_message)
+        )
+        marked = (table for table in tables if table.default)
+        called = (table for table in tables if table.name == DEFAULT_DEPLOYMENT)
+        default = next(marked, None) or next(called, blank)
+        rest = (table for table in tables if table is not default)
+        return (msgspec.structs.replace(default, default=True), *rest)
 
 
 def shown_database(url: str) -> str:
@@ -320,9 +115,9 @@ def read_config(
     """
     problems: list[str] = []
     dotenv = _read_dotenv(folder / ".env", problems)
-    tables, toml = _read_toml(options.get("config"), problems)
+    file = _read_toml(options.get("config"), problems)
     values = {
-        setting.name: _value(setting, options, (environment, dotenv), toml, problems)
+        setting.name: _value(setting, options, (environment, dotenv), file.texts, problems)
         for setting in SETTINGS
     }
     if values["auth"] is None and values["host"] in LOOPBACK:
@@ -333,10 +128,12 @@ def read_config(
             " for no credentials: say --auth off to serve everyone who can reach it"
         )
     variables = {**dotenv, **{name: text for name, text in environment.items() if text}}
-    providers = _read_providers(tables, values, variables, problems)
+    providers = read_providers(file.providers, values, variables, problems)
+    deployments = read_deployments(file.deployments, values, file.folder, problems)
     if problems:
         raise ConfigError("\n".join(problems))
-    return Config(**values, providers=providers)
+    has_file = options.get("config") is not None
+    return Config(**values, providers=providers, deployments=deployments, has_file=has_file)
 
 
 def read_setting(
@@ -352,9 +149,9 @@ def read_setting(
     """
     problems: list[str] = []
     dotenv = _read_dotenv(folder / ".env", problems)
-    _, toml = _read_toml(options.get("config"), problems)
+    file = _read_toml(options.get("config"), problems)
     setting = next(setting for setting in SETTINGS if setting.name == name)
-    value = _value(setting, options, (environment, dotenv), toml, problems)
+    value = _value(setting, options, (environment, dotenv), file.texts, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     return value
@@ -367,7 +164,7 @@ def read_url(text: str) -> str:
         ConfigError: it is none.
     """
     try:
-        return _url(text)
+        return read_http_url(text)
     except ValueError as error:
         raise ConfigError(f"--url {error}") from error
 
@@ -380,16 +177,28 @@ def _read_dotenv(path: Path, problems: list[str]) -> Mapping[str, str]:
         return {}
 
 
-def _read_toml(path: str | None, problems: list[str]) -> tuple[Any, Mapping[str, str]]:
-    """The tables of providers, and the settings as the environment would have them: as texts."""
+class _File(msgspec.Struct, frozen=True):
+    """What the TOML file holds: its tables, and the settings as texts, as an environment has them.
+
+    `folder` is where it lies.
+    """
+
+    texts: Mapping[str, str]
+    providers: Any
+    deployments: Any
+    folder: Path
+
+
+def _read_toml(path: str | None, problems: list[str]) -> _File:
+    nothing = _File({}, {}, {}, Path())
     if path is None:
-        return {}, {}
+        return nothing
     try:
         toml = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(f"config {path} cannot be read: {error}")
-        return {}, {}
-    tables = toml.pop("providers", {})
+        return nothing
+    providers, deployments = toml.pop("providers", {}), toml.pop("deployments", {})
     settings = {setting.name: setting for setting in SETTINGS}
     texts: dict[str, str] = {}
     for name, value in toml.items():
@@ -401,7 +210,7 @@ def _read_toml(path: str | None, problems: list[str]) -> tuple[Any, Mapping[str,
             texts[name] = str(value)
         else:
             problems.append(f"{name} in {path} must be a plain value")
-    return tables, texts
+    return _File(texts, providers, deployments, Path(path).parent)
 
 
 def _is_list_of_texts(value: Any) -> bool:
@@ -445,190 +254,3 @@ def _find(
     if setting.name in toml:
         return setting.name, toml[setting.name]
     return None
-
-
-# --- Providers ---------------------------------------------------------------------------------
-
-_PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-_RESERVED = frozenset({"eliza", "server"})  # the built-in one, and that of OPENAI_BASE_URL
-_PER_PROVIDER = (
-    "attempts",
-    "connect_timeout",
-    "first_byte_timeout",
-    "between_timeout",
-    "total_timeout",
-)
-Reader = Callable[[Any], Any]  # raises ValueError with what the value must be
-
-
-def _read_providers(
-    tables: Any,
-    settings: Mapping[str, Any],
-    variables: Mapping[str, str],
-    problems: list[str],
-) -> tuple[ProviderEntry, ...]:
-    """The tables as records, in the file's order; what they leave out is as in `settings`."""
-    if not isinstance(tables, dict):
-        problems.append("providers must be tables: [providers.NAME]")
-        return ()
-    entries = [
-        _read_provider(name, table, settings, variables, problems) for name, table in tables.items()
-    ]
-    return tuple(entry for entry in entries if entry is not None)
-
-
-def _read_provider(
-    name: str,
-    table: Any,
-    settings: Mapping[str, Any],
-    variables: Mapping[str, str],
-    problems: list[str],
-) -> ProviderEntry | None:
-    where, before = f"providers.{name}", len(problems)
-    if not _PROVIDER_NAME.fullmatch(name) or name in _RESERVED:
-        problems.append(
-            f"{where} must have a name of 1 to 32 characters of a-z 0-9 _ -, neither eliza nor"
-            " server"
-        )
-    values = _read_table(where, table, _PROVIDER_FIELDS, ("base_url",), problems)
-    key_env = values.get("key_env")
-    key = variables.get(key_env) if key_env else None
-    if key_env and not key:
-        problems.append(f"{where}.key_env names {key_env}, and that variable is not set")
-    models = None
-    if isinstance(values.get("models"), list):
-        models = _read_models(where, values["models"], problems)
-    if len(problems) > before:
-        return None
-    return ProviderEntry(
-        name=name,
-        base_url=values["base_url"],
-        key_env=key_env,
-        key=key,
-        models=models,
-        **{setting: values.get(setting, settings[setting]) for setting in _PER_PROVIDER},
-    )
-
-
-def _read_models(where: str, values: list[Any], problems: list[str]) -> tuple[ModelEntry, ...]:
-    entries: dict[str, ModelEntry] = {}
-    for number, value in enumerate(values, start=1):
-        place = f"{where}.models[{number}]"
-        table = {"id": value} if isinstance(value, str) else value
-        if not isinstance(table, dict):
-            problems.append(f"{place} must be a model's id or a table")
-            continue
-        fields = _read_table(place, table, _MODEL_FIELDS, ("id",), problems)
-        if "id" not in fields:
-            continue
-        if fields["id"] in entries:
-            problems.append(f"{place} names {fields['id']} a second time")
-        entries[fields["id"]] = ModelEntry(**fields)
-    return tuple(entries.values())
-
-
-def _read_table(
-    where: str,
-    table: Any,
-    fields: Mapping[str, Reader],
-    required: tuple[str, ...],
-    problems: list[str],
-) -> dict[str, Any]:
-    """The fields that could be read; every other one becomes a problem. No value is shown that
-    might be a key in the wrong place."""
-    if not isinstance(table, dict):
-        problems.append(f"{where} must be a table")
-        return {}
-    problems.extend(f"{where} needs {name}" for name in required if name not in table)
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        if name not in fields:
-            hint = "; a key is named by its variable, with key_env" if "key" in name else ""
-            problems.append(f"{where} has an unknown setting {name}{hint}")
-            continue
-        try:
-            values[name] = fields[name](value)
-        except ValueError as error:
-            problems.append(f"{where}.{name} {error}")
-    return values
-
-
-def _of_text(read: Callable[[str], Any]) -> Reader:
-    """A setting's reader for a number in TOML."""
-
-    def read_number(value: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        try:
-            return read(str(value) if number else "")
-        except ValueError as error:
-            raise ValueError(f"{error}, not {value!r}") from None
-
-    return read_number
-
-
-def _base_url(value: Any) -> str:
-    try:
-        url = _url(value)
-        parts = urlsplit(url)
-        is_plain = bool(parts.hostname) and not (parts.username or parts.query or parts.fragment)
-        is_plain = is_plain and (parts.port is None or parts.port > 0)
-    except (ValueError, TypeError):
-        is_plain = False
-    if not is_plain:
-        raise ValueError(
-            "must be an address as https://api.example.org/v1, without a user, a password,"
-            " a question mark or a #"
-        )
-    return url
-
-
-def _variable(value: Any) -> str:
-    if not (isinstance(value, str) and _VARIABLE.fullmatch(value)):
-        raise ValueError(
-            "must be the name of a variable, in capital letters; the key itself has no place"
-            " in the file"
-        )
-    return value
-
-
-def _model_list(value: Any) -> Any:
-    if value == "list" or (isinstance(value, list) and value):
-        return value
-    raise ValueError('must be a list of models with one at least, or "list" to ask for it')
-
-
-def _model_text(value: Any) -> str:
-    if not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= 200):
-        raise ValueError("must be a text of 1 to 200 characters")
-    return value
-
-
-def _truth(value: Any) -> bool:
-    if value is True or value is False:
-        return value
-    raise ValueError(f"must be true or false, not {value!r}")
-
-
-def _price(value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value < 1e9):
-        raise ValueError(f"must be the price of a million tokens, not {value!r}")
-    return float(value)
-
-
-_READERS = {setting.name: setting.read for setting in SETTINGS}
-_PROVIDER_FIELDS: Mapping[str, Reader] = {
-    "base_url": _base_url,
-    "key_env": _variable,
-    "models": _model_list,
-    **{name: _of_text(_READERS[name]) for name in _PER_PROVIDER},
-}
-_MODEL_FIELDS: Mapping[str, Reader] = {
-    "id": _model_text,
-    "name": _model_text,
-    "context_window": _of_text(_READERS["context_window"]),
-    "images": _truth,
-    "input_price": _price,
-    "output_price": _price,
-}

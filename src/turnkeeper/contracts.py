@@ -43,7 +43,6 @@ class NewTurn(msgspec.Struct, frozen=True):
         new_id: the id of a session that has to be created.
         deployment: whose a new session is to be.
         scope: the deployment that a session must belong to; None for any.
-        title: of the session, if it has none yet.
         model: what the caller asked for; it becomes the session's model. None keeps that.
         choose: from what the turn is made on, and the weight of all that its prompt could show,
             to the turn's model. Pure, since a store may call it more than once; what it raises
@@ -58,7 +57,6 @@ class NewTurn(msgspec.Struct, frozen=True):
     deployment: str
     scope: str | None
     items: tuple[Item, ...]
-    title: str
     model: str | None
     choose: Callable[[Basis, int], ModelChoice]
     queue_limit: int

@@ -1,11 +1,11 @@
 """Deployments: prompts, models and settings under a name, in revisions that never change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from turnkeeper.blueprint import diff_blueprints, is_deployment_name
+from turnkeeper.blueprint import DEPLOYMENT_NAME, diff_blueprints, is_deployment_name
 from turnkeeper.contracts import Source, Store
 from turnkeeper.domain import Basis, Blueprint, Deployment, Revision
 from turnkeeper.errors import ContextTooLong, DeploymentReadOnly, InvalidRequest, RevisionNotFound
@@ -61,9 +61,7 @@ class Deployments:
             InvalidRequest: the name, a model, or a prompt that fills the window.
         """
         if not is_deployment_name(name):
-            raise InvalidRequest(
-                "name must be 1 to 64 characters of a-z 0-9 _ -, the first a letter or a digit"
-            )
+            raise InvalidRequest(f"name must be {DEPLOYMENT_NAME}")
         return await self._publish(name, blueprint, "api", new=True)
 
     async def replace(self, name: str, blueprint: Blueprint) -> Deployment:
@@ -75,11 +73,15 @@ class Deployments:
         """
         return await self._publish(name, blueprint, "api", new=False)
 
-    async def adopt(self, blueprints: dict[str, Blueprint]) -> None:
-        """Publish what the configuration defines; what it defines no longer is deleted."""
+    async def adopt(self, blueprints: Mapping[str, Blueprint], *, complete: bool) -> None:
+        """Publish what the configuration defines.
+
+        With `complete` it is all that a configuration defines, so that what an earlier one
+        defined is deleted.
+        """
         for name, blueprint in blueprints.items():
             await self._publish(name, blueprint, "file", new=None)
-        for deployment in await self.list():
+        for deployment in await self.list() if complete else ():
             if deployment.source == "file" and deployment.name not in blueprints:
                 await self._store.delete_deployment(deployment.name, "file")
 

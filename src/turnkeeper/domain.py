@@ -405,6 +405,7 @@ class Session(msgspec.Struct, frozen=True):
     """A session itself, without what was said in it.
 
     Attributes:
+        title: its own, or one made of its first message; None before there is one.
         model: the one last asked for; None for its deployment's.
         revision: the id of the revision it was made with.
         running: the number of the turn that runs; None if none does.
@@ -433,7 +434,7 @@ class Session(msgspec.Struct, frozen=True):
 class SessionChange(msgspec.Struct, frozen=True):
     """What to change of a session: UNSET leaves a thing as it is, None takes it away.
 
-    A title taken away is made anew of the next message.
+    Without a title of its own a session has one that is made of its first message.
     """
 
     title: str | UnsetType | None = UNSET

@@ -36,7 +36,6 @@ from turnkeeper.domain import (
     Usage,
     check_text,
     item_weight,
-    make_title,
 )
 from turnkeeper.errors import (
     BlankMessage,
@@ -155,7 +154,6 @@ class Engine:
             deployment=self._policy.deployment,
             scope=scope,
             items=(message,),
-            title=make_title(text),
             model=asked,
             choose=choose,
             queue_limit=self._policy.queue_limit,

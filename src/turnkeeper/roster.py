@@ -2,17 +2,18 @@
 
 The providers that the environment names come first, then the tables `[providers.NAME]` in the
 order of the file. Asking what one offers is the only thing done here that needs the network.
+Whether the deployments of the file fit what is offered is told here too.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from turnkeeper.blueprint import fill_in
-from turnkeeper.config import SETTINGS, Config, ModelEntry, ProviderEntry
+from turnkeeper.config import SETTINGS, Config, DeploymentEntry, ModelEntry, ProviderEntry
 from turnkeeper.contracts import Provider
 from turnkeeper.domain import Blueprint, Model
 from turnkeeper.errors import ConfigError, ProviderError
@@ -117,7 +118,7 @@ class Roster:
         """What they offer together, the default first.
 
         Raises:
-            ConfigError: nothing, or not the default; or the system message fills a window.
+            ConfigError: nothing, or not the default.
         """
         default = self._config.model
         offers = make_offers(self._providers)
@@ -129,13 +130,6 @@ class Roster:
             raise ConfigError(f"The model {default} is offered by no provider{because}")
         if not offers.listed:
             raise ConfigError(f"No provider offers a model{because}")
-        blueprint = Blueprint(self._config.system_message)
-        frame_weight = weigh(fill_in(blueprint, {}))
-        for offer in offers.listed:
-            if capacity(offer.model, blueprint, frame_weight) <= 0:
-                raise ConfigError(
-                    f"The system_message leaves no room for a conversation in {offer.model.id}"
-                )
         return offers.led_by(default) if default else offers
 
     def absences(self) -> Iterator[str]:
@@ -224,3 +218,46 @@ def _entry(
         between_timeout=config.between_timeout,
         total_timeout=config.total_timeout,
     )
+
+
+# --- Deployments -------------------------------------------------------------------------------
+
+
+def check_deployments(
+    entries: Sequence[DeploymentEntry], offers: Offers, absences: Iterable[str]
+) -> list[str]:
+    """Warnings about models that nobody offers, and that someone may who did not say. Pure.
+
+    `absences` are those of the roster: with one, an unknown model may come back at a later start.
+
+    Raises:
+        ConfigError: every deployment that names a model which nobody offers, or whose prompt
+            alone fills a model's window, a sentence each.
+    """
+    because = "; ".join(absences)
+    problems: list[str] = []
+    warnings: list[str] = []
+    for entry in entries:
+        for name in _models_of(entry.blueprint, offers):
+            offer = offers.by_id.get(name)
+            said = f"The deployment {entry.name}"
+            if offer is None and because:
+                warnings.append(f"{said} names the model {name}, which is not offered: {because}")
+            elif offer is None:
+                problems.append(f"{said} names the model {name}, which no provider offers")
+            elif _room(entry.blueprint, offer.model) <= 0:
+                problems.append(f"{said} leaves no room for a conversation in {name}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return warnings
+
+
+def _models_of(blueprint: Blueprint, offers: Offers) -> Iterable[str]:
+    """Those that may be asked, each once."""
+    first = blueprint.model or offers.listed[0].model.id
+    return dict.fromkeys((first, *blueprint.fallback_models))
+
+
+def _room(blueprint: Blueprint, model: Model) -> int:
+    """The weight of items that fit into the window beside the prompt, its variables as written."""
+    return capacity(model, blueprint, weigh(fill_in(blueprint, {})))

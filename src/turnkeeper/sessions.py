@@ -22,7 +22,6 @@ from turnkeeper.domain import (
     SessionSummary,
     Version,
     check_text,
-    make_title,
 )
 from turnkeeper.engine import Engine
 from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound
@@ -86,12 +85,11 @@ class Sessions:
             Message(said.role, _check_said(said, number))
             for number, said in enumerate(request.messages)
         )
-        first = next((message.text for message in messages if message.role == "user"), "")
         new = NewSession(
             owner=owner,
             id=self._new_id(),
             deployment=request.deployment or self._default,
-            title=_check_title(request.title) or make_title(first) or None,
+            title=_check_title(request.title),
             model=self._engine.check_model(request.model),
             variables=_check_variables(request.variables),
             metadata=_check_metadata(request.metadata),

@@ -6,9 +6,7 @@ nothing (DESIGN: "One server per SQLite file"). Exit codes: 0 done; 1 not done, 
 """
 
 import asyncio
-import functools
 import sys
-import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, assert_never
 import click
 import msgspec
 
-from turnkeeper.config import read_setting
+from turnkeeper.command import count, on_database, print_json, safe, with_json
 from turnkeeper.contracts import Store
 from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.domain import (
@@ -33,28 +31,9 @@ from turnkeeper.domain import (
     TurnStatus,
     find_session,
 )
-from turnkeeper.errors import ConfigError, TurnkeeperError
 
 _LARGE = 64 * 1024 * 1024  # bytes from which on a copy takes long enough to be watched
 _PAGE = 500  # items read at once
-
-
-def _on_database(command: Callable[..., None]) -> Callable[..., None]:
-    """A command on the database that the settings name, which it gets as its first argument."""
-
-    @click.option("--database", metavar="URL", help="sqlite:///FILE or postgresql://…")
-    @click.option("--config", metavar="FILE", help="A TOML file with settings.")
-    @functools.wraps(command)
-    def run(database: str | None, config: str | None, **arguments: Any) -> None:
-        try:
-            url = read_setting("database", {"database": database, "config": config})
-            command(url, **arguments)
-        except TurnkeeperError as error:
-            for sentence in error.sentence.splitlines():
-                click.echo(f"turnkeeper: {sentence}.", err=True)
-            sys.exit(2 if isinstance(error, ConfigError) else 1)
-
-    return run
 
 
 # --- The file ----------------------------------------------------------------------------------
@@ -63,7 +42,7 @@ def _on_database(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@_on_database
+@on_database
 def backup(url: str, file: Path, force: bool) -> None:
     """Copy the SQLite database to FILE, also while a server is serving it.
 
@@ -74,7 +53,7 @@ def backup(url: str, file: Path, force: bool) -> None:
 
     with _progress() as progress:
         made = compose.back_up(url, file, force=force, progress=progress)
-    kept = f"{_count(made.sessions, 'session')}, {_count(made.turns, 'turn')}"
+    kept = f"{count(made.sessions, 'session')}, {count(made.turns, 'turn')}"
     click.echo(f"{file}: {_bytes(made.size)}, {kept}")
 
 
@@ -97,7 +76,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @click.command()
-@_on_database
+@on_database
 def vacuum(url: str) -> None:
     """Give the space of what was deleted back to the disk."""
     from turnkeeper import compose  # noqa: PLC0415
@@ -110,11 +89,7 @@ def _bytes(size: int) -> str:
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
-    return _count(size, "byte")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return count(size, "byte")
 
 
 # --- Sessions ----------------------------------------------------------------------------------
@@ -124,10 +99,6 @@ def _of_owner(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--owner", default="local", show_default=True, metavar="USER", help="Whose sessions."
     )(command)
-
-
-def _as_json(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 @click.group()
@@ -140,21 +111,21 @@ def sessions() -> None:
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, metavar="N"
 )
-@_as_json
-@_on_database
+@with_json
+@on_database
 def list_(url: str, owner: str, limit: int, as_json: bool) -> None:
     """List the newest sessions, newest first."""
     found = asyncio.run(_list(url, owner, limit + 1))
     shown = found[:limit]
     if as_json:
-        _print_json([_encode_session(session) for session in shown])
+        print_json([_encode_session(session) for session in shown])
         return
     for session in shown:
         click.echo(_line(session))
     if len(found) > limit:
         click.echo(f"Older ones are not shown; say --limit {limit * 10}", err=True)
     if not shown:
-        click.echo(f"{_safe(owner)} has no sessions", err=True)
+        click.echo(f"{safe(owner)} has no sessions", err=True)
 
 
 async def _list(url: str, owner: str, limit: int) -> list[Session]:
@@ -168,8 +139,8 @@ async def _list(url: str, owner: str, limit: int) -> list[Session]:
 @sessions.command()
 @click.argument("id")
 @_of_owner
-@_as_json
-@_on_database
+@with_json
+@on_database
 def show(url: str, id: str, owner: str, as_json: bool) -> None:  # noqa: A002  click's name
     """Show what was said in a session, in order.
 
@@ -186,11 +157,11 @@ async def _show(url: str, owner: str, choice: SessionChoice, as_json: bool) -> N
         items = _items(store, owner, choice)
         if as_json:
             encoded = [_encode_listed(listed) async for listed in items]
-            _print_json({"session": _encode_session(session), "items": encoded})
+            print_json({"session": _encode_session(session), "items": encoded})
             return
         click.echo(_line(session))
         async for listed in items:
-            click.echo(f"\n{_heading(listed)}\n{_safe(_text(listed.item))}")
+            click.echo(f"\n{_heading(listed)}\n{safe(_text(listed.item))}")
 
 
 async def _items(store: Store, owner: str, choice: SessionChoice) -> AsyncIterator[ListedItem]:
@@ -205,7 +176,7 @@ async def _items(store: Store, owner: str, choice: SessionChoice) -> AsyncIterat
 @click.argument("id")
 @_of_owner
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_on_database
+@on_database
 def delete(url: str, id: str, owner: str, yes: bool) -> None:  # noqa: A002  click's name
     """Delete a session and everything that was said in it.
 
@@ -245,9 +216,9 @@ def _line(session: Session) -> str:
     parts = [
         session.id,
         encode_time(session.updated_at)[:16].replace("T", " "),
-        f"{_count(session.message_count, 'message'):>14}",
-        _safe(session.alias or ""),
-        f"({_count(session.open_turns, 'open turn')})" if session.open_turns else "",
+        f"{count(session.message_count, 'message'):>14}",
+        safe(session.alias or ""),
+        f"({count(session.open_turns, 'open turn')})" if session.open_turns else "",
     ]
     return "  ".join(part for part in parts if part)
 
@@ -285,14 +256,6 @@ def _text(item: Item) -> str:
             assert_never(item)
 
 
-def _safe(text: str) -> str:
-    """`text` without what would move the cursor or change the colours of a terminal."""
-    return "".join(
-        each if each in "\n\t" or unicodedata.category(each) != "Cc" else "\ufffd"
-        for each in text.replace("\r\n", "\n")
-    )
-
-
 # --- As JSON -----------------------------------------------------------------------------------
 
 
@@ -310,7 +273,3 @@ def _encode_listed(listed: ListedItem) -> dict[str, Any]:
         "at": encode_time(listed.at),
         **msgspec.to_builtins(listed.item),
     }
-
-
-def _print_json(value: object) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())

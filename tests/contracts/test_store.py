@@ -2,15 +2,18 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 
-import asyncpg
+import msgspec
 import pytest
 
 from turnkeeper.compose import open_store
-from turnkeeper.contracts import ByAlias, ById, EndedTurn, NewTurn, Store
+from turnkeeper.contracts import EndedTurn, NewTurn, Store
 from turnkeeper.domain import (
+    Basis,
+    Blueprint,
+    ByAlias,
+    ById,
     Context,
     Ending,
     Failure,
@@ -19,12 +22,17 @@ from turnkeeper.domain import (
     Message,
     ModelChoice,
     Reasoning,
+    Revision,
+    Session,
+    SessionChoice,
+    SessionFilter,
     ToolCall,
     ToolResult,
     TurnRef,
     TurnStatus,
     Usage,
     item_weight,
+    make_revision_id,
     make_session_id,
 )
 from turnkeeper.errors import (
@@ -40,49 +48,45 @@ Open = Callable[[], Awaitable[Store]]
 
 NOW = 1_700_000_000_000
 PLENTY = 1_000_000
+PLAIN = Blueprint()
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/exam.db"
-    server = request.getfixturevalue("postgres_url")
-    name = f"exam{next(_numbers)}"
-    connection = await asyncpg.connect(server)
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    return f"{server.rpartition('/')[0]}/{name}"
-
-
-@pytest.fixture
-async def store(database: str) -> AsyncIterator[Store]:
-    store = await open_store(database)
-    yield store
-    await store.close()
 
 
 def new_id() -> str:
     return make_session_id(NOW * 1000 + next(_numbers), 12345)
 
 
+async def publish(
+    store: Store, name: str, blueprint: Blueprint = PLAIN, *, new: bool | None = None
+) -> Revision:
+    revision = Revision(make_revision_id(next(_numbers)), name, 0, blueprint, NOW)
+    return (await store.publish_revision(name, revision, "api", new=new)).revision
+
+
 def a_turn(
     *items: Item | str,
-    session: ById | ByAlias | None = None,
+    session: SessionChoice | None = None,
     owner: str = "ann",
     model: str | None = None,
     history: int = PLENTY,
     queue_limit: int = 8,
+    deployment: str = "default",
+    scope: str | None = None,
 ) -> NewTurn:
+    """A turn; an alias makes a session."""
+    if isinstance(session, ByAlias):
+        session = ByAlias(session.alias, create=True)
     return NewTurn(
         owner=owner,
         session=session,
         new_id=new_id(),
+        deployment=deployment,
+        scope=scope,
         items=tuple(Message("user", i) if isinstance(i, str) else i for i in items),
         model=model,
-        choose=lambda kept: ModelChoice(kept or "default", history),
+        choose=lambda basis, _: ModelChoice(basis.model or "default", history),
         queue_limit=queue_limit,
+        revisions={},
         now=NOW,
     )
 
@@ -95,6 +99,10 @@ async def say(store: Store, text: str, reply: str, session: ById | ByAlias | Non
     begun = await store.begin_turn(a_turn(text, session=session))
     await store.end_turn(begun.turn.ref, completed(reply), NOW)
     return begun.turn.ref
+
+
+async def newest_sessions(store: Store, limit: int) -> Sequence[Session]:
+    return (await store.page_sessions("ann", SessionFilter(), None, limit)).sessions
 
 
 async def texts(store: Store, session: ById | ByAlias) -> list[str]:
@@ -231,7 +239,7 @@ async def test_turns_of_one_session_run_one_at_a_time_in_order(store: Store) -> 
     promoted = (await store.end_turn(first.ref, completed("A"), NOW)).promoted
     assert promoted is not None
     assert (promoted.ref, promoted.status) == (second.ref, TurnStatus.RUNNING)
-    history = (await store.get_history(second.ref, PLENTY)).history
+    _, history = await store.get_history(second.ref, PLENTY)
     assert [kept.item.text for kept in history.items if isinstance(kept.item, Message)] == [
         "a",
         "A",
@@ -346,13 +354,11 @@ async def test_a_model_asked_for_becomes_the_sessions(store: Store) -> None:
 
 
 async def test_what_the_choice_raises_undoes_the_turn(store: Store) -> None:
-    def refuse(_: str | None) -> ModelChoice:
+    def refuse(_: Basis, __: int) -> ModelChoice:
         raise ContextTooLong("too long")
 
     plain = a_turn("q", session=ByAlias("s"))
-    refused = NewTurn(
-        plain.owner, plain.session, plain.new_id, plain.items, None, refuse, 8, plain.now
-    )
+    refused = msgspec.structs.replace(plain, choose=refuse)
     with pytest.raises(ContextTooLong):
         await store.begin_turn(refused)
     assert await store.list_sessions("ann") == []
@@ -429,10 +435,10 @@ async def test_the_newest_sessions_come_first_and_no_more_than_asked_for(store: 
     refs = [await say(store, "q", "a", None) for _ in range(5)]
     await store.clear_session("ann", ById(refs[4].session_id), NOW)
     await store.begin_turn(a_turn("mine", owner="bob"))
-    newest = await store.list_newest("ann", 3)
+    newest = await newest_sessions(store, 3)
     assert [s.id for s in newest] == [refs[n].session_id for n in (4, 3, 2)]
     assert [s.message_count for s in newest] == [0, 2, 2]
-    assert len(await store.list_newest("ann", 10)) == 5
+    assert len(await newest_sessions(store, 10)) == 5
 
 
 async def test_items_are_listed_with_how_their_turns_stand(store: Store) -> None:
@@ -493,7 +499,7 @@ async def test_deleting_ends_what_runs_and_waits(store: Store) -> None:
     assert await store.end_turn(turns[0], completed("late"), NOW) == EndedTurn(False)
     assert await store.end_turn(turns[1], completed("late"), NOW) == EndedTurn(False)
     assert await store.settle_abandoned(NOW) == 0
-    assert await store.list_newest("ann", 10) == []
+    assert await newest_sessions(store, 10) == []
 
 
 async def test_a_session_is_deleted_only_if_idle_when_that_is_asked(store: Store) -> None:
@@ -516,7 +522,7 @@ async def test_turns_and_a_deletion_that_race_never_leave_rows_behind(store: Sto
             return_exceptions=True,
         )
         assert not isinstance(begun, Exception) or isinstance(begun, SessionNotFound)
-    assert await store.list_newest("ann", 10) == []
+    assert await newest_sessions(store, 10) == []
     assert await store.settle_abandoned(NOW) == 0
 
 
@@ -551,6 +557,7 @@ async def test_checkpoints_count_only_while_a_turn_runs(store: Store) -> None:
 
 async def test_everything_is_there_after_closing_and_opening(database: str) -> None:
     store = await open_store(database)
+    await publish(store, "default")
     ref = await say(store, "q", "a", ByAlias("s"))
     await store.close()
     store = await open_store(database)

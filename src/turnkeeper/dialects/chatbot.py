@@ -24,7 +24,7 @@ from turnkeeper.dialects.exchange import (
     turn_headers,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
-from turnkeeper.domain import SessionChoice, choose_session
+from turnkeeper.domain import choose_session
 from turnkeeper.errors import BlankMessage, InvalidRequest, TurnkeeperError, UnknownModel
 
 
@@ -53,10 +53,11 @@ _clear_request = msgspec.json.Decoder(ClearRequest)
 
 async def chat(parts: Parts, call: Call) -> Outcome:
     request = decode_object(_chat_request, call.body)
-    session = _choose_session(parts, request)
-    reply = await parts.engine.take_turn(
-        call.caller, session, request.message or "", model=request.model or None
-    )
+    message = request.message or ""
+    if not message.strip():
+        raise BlankMessage("No message provided")
+    session = choose_session(request.session_id) if request.session_id else None
+    reply = await parts.engine.take_turn(call.caller, session, message, model=request.model or None)
     turn = reply.turn
     session_id = request.session_id or turn.ref.session_id
     if call.wants_stream(request.stream):
@@ -64,23 +65,6 @@ async def chat(parts: Parts, call: Call) -> Outcome:
     text = await completed(call, reply)
     answer = ChatAnswer(reply.turn.model, text, session_id)
     return Answer(200, encode_json(answer), turn_headers(turn.ref.id, turn.ref.session_id))
-
-
-def _choose_session(parts: Parts, request: ChatRequest) -> SessionChoice | None:
-    """The session that is meant; None for a new one.
-
-    Raises:
-        BlankMessage, MessageTooLong, UnknownModel: these go before a wrong session.
-        InvalidRequest: nothing can be called so.
-    """
-    if not request.session_id:
-        return None
-    try:
-        return choose_session(request.session_id)
-    except InvalidRequest:
-        parts.engine.check_message(request.message or "")
-        parts.engine.check_model(request.model or None)
-        raise
 
 
 async def clear(parts: Parts, call: Call) -> Answer:

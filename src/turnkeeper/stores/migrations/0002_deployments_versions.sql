@@ -21,7 +21,7 @@ CREATE TABLE deployments (
 ;
 
 ALTER TABLE sessions ADD COLUMN revision TEXT NOT NULL DEFAULT '';
-ALTER TABLE sessions ADD COLUMN title TEXT;
+ALTER TABLE sessions ADD COLUMN title TEXT;  -- its own; NULL: made of its first message
 ALTER TABLE sessions ADD COLUMN pinned BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE sessions ADD COLUMN archived BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE sessions ADD COLUMN variables BIGINT NOT NULL DEFAULT 0;  -- how many it has
@@ -54,7 +54,3 @@ UPDATE items SET created_at = COALESCE((
         ELSE t.created_at END
     FROM turns t WHERE t.session_id = items.session_id AND t.number = items.turn
 ), 0);
-UPDATE sessions SET title = (
-    SELECT substr(i.text, 1, 60) FROM items i
-    WHERE i.session_id = sessions.id AND i.kind = 'user' ORDER BY i.turn, i.position LIMIT 1
-);

@@ -21,6 +21,7 @@ from turnkeeper.domain import (
     TurnRef,
     TurnStatus,
     Usage,
+    make_title,
 )
 
 T = TypeVar("T")
@@ -90,9 +91,12 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
 
 def decode_session(row: Row) -> Session:
     """From the columns of a session's statement; the flags and the JSON come as they are kept."""
-    variables, metadata = row[14:]
+    variables, metadata, first_words = row[14:]
+    title = row[2] or (make_title(first_words) if first_words else None)
     values = (
-        *row[:9],
+        *row[:2],
+        title,
+        *row[3:9],
         bool(row[9]),
         bool(row[10]),
         *row[11:14],

@@ -37,12 +37,15 @@ from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
 
 # --- Reading one -------------------------------------------------------------------------------
 
-# A session, with how many of its turns are open.
+# A session, with how many of its turns are open; without a title, with the words to make one of.
 _SESSION = """
 SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, s.message_count,
     s.running, (SELECT COUNT(*) FROM turns t
         WHERE t.session_id = s.id AND t.status IN ('queued', 'running')),
-    s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata
+    s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
+    CASE WHEN s.title IS NULL THEN (SELECT substr(i.text, 1, 500) FROM items i
+        WHERE i.session_id = s.id AND i.kind = 'user' AND i.branch IS NULL
+        ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
 WHERE s.owner = ? AND """
@@ -109,10 +112,11 @@ def page_sessions(
     while scanned < _SCANNED:
         rows = yield from _next_sessions(owner, wanted.archived, cursor, at_once)
         for row in rows:
-            if _is_wanted(row, wanted):
+            session = decode_session(row)
+            if _is_wanted(session, wanted):
                 if len(found) == limit:
                     return SessionPage(found, found[-1].id)
-                found.append(decode_session(row))
+                found.append(session)
         if len(rows) < at_once:
             return SessionPage(found, None)
         cursor, scanned = rows[-1][0], scanned + at_once
@@ -131,14 +135,13 @@ def _next_sessions(
     return merged[:limit]
 
 
-def _is_wanted(row: Row, wanted: SessionFilter) -> bool:
+def _is_wanted(session: Session, wanted: SessionFilter) -> bool:
     """Here and not in SQL, whose databases fold the case of letters differently."""
-    title, deployment, pinned = row[2], row[4], row[9]
-    if wanted.pinned is not None and bool(pinned) is not wanted.pinned:
+    if wanted.pinned not in (None, session.pinned):
         return False
-    if wanted.deployment is not None and deployment != wanted.deployment:
+    if wanted.deployment not in (None, session.deployment):
         return False
-    return wanted.title is None or wanted.title.casefold() in (title or "").casefold()
+    return wanted.title is None or wanted.title.casefold() in (session.title or "").casefold()
 
 
 # --- What was said -----------------------------------------------------------------------------

@@ -43,23 +43,22 @@ RETURNING id, turns, running, weight, message_count - hidden_count, model, revis
 TAKE_NUMBER = f"""
 UPDATE sessions SET turns = turns + 1, running = COALESCE(running, turns + 1),
     message_count = message_count + ?, weight = weight + ?, model = COALESCE(?, model),
-    title = COALESCE(title, ?), version = version + 1, updated_at = ?
+    version = version + 1, updated_at = ?
 WHERE owner = ? AND id = ?
 {_TAKEN}"""
 TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace("AND id = ?", "AND alias = ?")
 
 # The same for a session that may not exist yet: two that race for one alias meet here.
 CREATE_OR_TAKE_NUMBER = f"""
-INSERT INTO sessions (message_count, weight, model, title, updated_at, owner, id, alias,
-    created_at, revision, turns, running, hidden_count)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,
+INSERT INTO sessions (message_count, weight, model, updated_at, owner, id, alias, created_at,
+    revision, turns, running, hidden_count)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?,
     COALESCE((SELECT d.revision FROM deployments d WHERE d.name = ?), ''), 1, 1, 0)
 ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
     turns = sessions.turns + 1, running = COALESCE(sessions.running, sessions.turns + 1),
     message_count = sessions.message_count + excluded.message_count,
     weight = sessions.weight + excluded.weight,
     model = COALESCE(excluded.model, sessions.model),
-    title = COALESCE(sessions.title, excluded.title),
     version = sessions.version + 1, updated_at = excluded.updated_at
 {_TAKEN}"""
 
@@ -131,14 +130,14 @@ def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
     session = new.session
     if session is None or (isinstance(session, ByAlias) and session.create):
         alias = session.alias if session else None
-        created = (new.title, new.now, new.owner, new.new_id, alias, new.now, new.deployment)
+        created = (new.now, new.owner, new.new_id, alias, new.now, new.deployment)
         rows = yield CREATE_OR_TAKE_NUMBER, (messages, weight, new.model, *created)
         if not rows[0][6]:
             raise DeploymentNotFound("Deployment not found")
     else:
         statement = TAKE_NUMBER if isinstance(session, ById) else TAKE_NUMBER_BY_ALIAS
         name = session.id if isinstance(session, ById) else session.alias
-        rows = yield statement, (messages, weight, new.model, new.title, new.now, new.owner, name)
+        rows = yield statement, (messages, weight, new.model, new.now, new.owner, name)
         if not rows:
             raise SessionNotFound("Session not found")
     return rows[0]

@@ -81,7 +81,7 @@ def begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     by_id = isinstance(new.session, ById)
     name = new.session.id if isinstance(new.session, ById) else new.session.alias
     statement = TAKE_NUMBER if by_id else TAKE_NUMBER_BY_ALIAS
-    rows = yield statement, (0, 0, new.model, None, new.now, new.owner, name)
+    rows = yield statement, (0, 0, new.model, new.now, new.owner, name)
     if not rows:
         raise SessionNotFound("Session not found")
     session_id, number, running, _, _, model, revision, variables = rows[0]

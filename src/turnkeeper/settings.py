@@ -1,0 +1,229 @@
+"""The one list of settings, and how each is read from its text. Pure.
+
+The command line's options, the environment's names and `docs/configuration.md` all follow it.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting.
+
+    Attributes:
+        names: environment variables that hold it, the first found wins;
+            `TURNKEEPER_<NAME>` always comes before them.
+        read: from its text to its value; raises ValueError with what it must be.
+            secret: a key: never shown, not on the command line.
+        private: may hold a password: its value is not repeated in messages.
+    """
+
+    name: str
+    default: Any
+    read: Callable[[str], Any]
+    help: str
+    names: tuple[str, ...] = ()
+    secret: bool = False
+    private: bool = False
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        return (f"TURNKEEPER_{self.name.upper()}", *self.names)
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if re.search("[\0\ud800-\udfff]", text):
+        raise ValueError("must be text in UTF-8")
+    return text
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            number = int(text) if text.isascii() and "_" not in text else least - 1
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return number
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= 86_400:
+        raise ValueError("must be a number of seconds from 0 to 86400")
+    return seconds
+
+
+def _timeout(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise ValueError("must be more than 0 seconds")
+    return seconds
+
+
+def _list_of(shape: str, what: str) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not all(re.fullmatch(shape, part) for part in parts):
+            raise ValueError(f"must be {what}, with commas between")
+        return parts
+
+    return read
+
+
+_ORIGINS = _list_of(
+    r"\*|https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?",
+    "* or origins like https://app.example.org",
+)
+_HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a port")
+
+
+def _auth(text: str) -> str:
+    if text == "keys":
+        raise ValueError("cannot be keys yet: this version has no API keys")
+    if text != "off":
+        raise ValueError("must be off")
+    return text
+
+
+def _database(text: str) -> str:
+    path = text.removeprefix("sqlite:///")
+    if path != text and path.strip("/") and path != ":memory:" and "\0" not in path:
+        return text
+    if text.startswith(("postgresql://", "postgres://")):
+        return text
+    raise ValueError("must be sqlite:///FILE or postgresql://…")
+
+
+def read_http_url(text: str) -> str:
+    """The address of a server without a slash at its end; raises ValueError as a setting does."""
+    if not re.fullmatch(r"https?://[^\s?#]+", text):
+        raise ValueError("must be an http:// or https:// address without ? and #")
+    return text.rstrip("/")
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "host",
+        "127.0.0.1",
+        _text,
+        "Address to listen on. Anything but loopback needs `auth`.",
+        names=("HOST",),
+    ),
+    Setting("port", 5000, _whole(0, 65535), "Port; 0 takes a free one.", names=("PORT",)),
+    Setting(
+        "model",
+        None,
+        _text,
+        "The default model. `eliza` is built in and needs no key.",
+    ),
+    Setting(
+        "database",
+        "sqlite:///turnkeeper.db",
+        _database,
+        "Where sessions are kept: `sqlite:///FILE` or `postgresql://…`.",
+        names=("DATABASE_URL",),
+        private=True,
+    ),
+    Setting(
+        "auth",
+        None,
+        _auth,
+        "`off`: no credentials are asked for, everything belongs to the user `local`."
+        " That is the default on loopback and must be said elsewhere.",
+    ),
+    Setting(
+        "cors",
+        (),
+        _ORIGINS,
+        "Origins of web pages that may use the server, separated by commas; `*` for any."
+        " Default: any port of localhost.",
+    ),
+    Setting(
+        "hosts",
+        (),
+        _HOSTS,
+        "Names that requests may call this server, beside those of loopback and `host`.",
+    ),
+    Setting(
+        "public_url",
+        None,
+        read_http_url,
+        "The address that clients use, when a proxy stands in front; base URLs are told with it.",
+    ),
+    Setting(
+        "groq_api_key",
+        None,
+        _text,
+        "Key for Groq; alone, it is enough to start.",
+        names=("GROQ_API_KEY",),
+        secret=True,
+    ),
+    Setting(
+        "openai_api_key",
+        None,
+        _text,
+        "Key for OpenAI, or for `openai_base_url`.",
+        names=("OPENAI_API_KEY",),
+        secret=True,
+    ),
+    Setting(
+        "openai_base_url",
+        None,
+        read_http_url,
+        "Any OpenAI-compatible endpoint, as `http://localhost:11434/v1`; then say `model` too.",
+        names=("OPENAI_BASE_URL",),
+        private=True,
+    ),
+    Setting(
+        "system_message",
+        "You are a helpful AI assistant.",
+        _text,
+        "What conversations begin with, unless their deployment says otherwise.",
+    ),
+    Setting(
+        "context_window",
+        None,
+        _whole(256, 100_000_000),
+        "Tokens of prompt and reply together that the models can hold."
+        " Default: what is known of the model, else 32768.",
+    ),
+    Setting("message_limit", 100_000, _whole(1, 100_000_000), "Characters of one message."),
+    Setting(
+        "reply_limit",
+        1_000_000,
+        _whole(1, 100_000_000),
+        "Characters of one reply; a longer one is broken off, and its turn fails.",
+    ),
+    Setting("body_limit", 4_194_304, _whole(1024, 1_073_741_824), "Bytes of one request's body."),
+    Setting(
+        "queue_limit",
+        32,
+        _whole(0, 100_000),
+        "Messages that may wait in one session while a reply is made.",
+    ),
+    Setting(
+        "attempts", 3, _whole(1, 20), "Calls to the model for one reply, before its first word."
+    ),
+    Setting("connect_timeout", 10.0, _timeout, "Seconds for connecting to the model's server."),
+    Setting("first_byte_timeout", 60.0, _timeout, "Seconds for the model to begin its reply."),
+    Setting("between_timeout", 60.0, _timeout, "Seconds of silence within a reply."),
+    Setting("total_timeout", 600.0, _timeout, "Seconds for one reply in all."),
+    Setting(
+        "grace",
+        10.0,
+        _seconds,
+        "Seconds that running turns have to finish when the server is told to stop.",
+    ),
+)
