@@ -29,6 +29,7 @@ from turnkeeper.domain import (
     Model,
     Prompt,
     Reasoning,
+    Sampling,
     ToolCall,
     ToolResult,
     Usage,
@@ -183,6 +184,23 @@ async def test_asks_for_a_stream_and_for_usage(model, provider):
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def test_says_how_to_choose_the_words_and_nothing_that_nobody_said(model, provider):
+    for sampling, expected in [
+        (Sampling(0.0, 0.9, 50, ("END", "\n")), (0.0, 0.9, 50, ["END", "\n"])),
+        (Sampling(temperature=1.5), (1.5, None, None, None)),
+        (Sampling(), (None, None, None, None)),
+    ]:
+        await text_of(provider, Prompt(PROMPT.model, PROMPT.items, sampling))
+        said = dict(zip(SETTINGS, expected, strict=True))
+        body = model.requests[-1].body
+        assert {name: body[name] for name in SETTINGS if name in body} == {
+            name: value for name, value in said.items() if value is not None
+        }
+
+
+SETTINGS = ("temperature", "top_p", "max_tokens", "stop")
 
 
 async def test_sends_the_key_and_nothing_of_this_machine(model, provider):

@@ -16,6 +16,7 @@ from turnkeeper.domain import (
     Message,
     Prompt,
     Reasoning,
+    Sampling,
     ToolCall,
     ToolResult,
     Usage,
@@ -40,8 +41,20 @@ def encode_request(prompt: Prompt) -> bytes:
             "messages": _chat_messages(prompt.items),
             "stream": True,
             "stream_options": {"include_usage": True},
+            **_settings(prompt.sampling),
         }
     )
+
+
+def _settings(sampling: Sampling) -> dict[str, Any]:
+    """How the words are to be chosen; what nobody said is left to the provider."""
+    said = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": sampling.stop or None,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
