@@ -13,7 +13,8 @@ from turnkeeper.dialects.exchange import is_empty
 from turnkeeper.errors import InvalidRequest
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=10)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = st.none() | st.booleans() | st.integers() | FLOATS | TEXT
 JSON = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -72,7 +73,7 @@ def test_bytes_that_mean_nothing_are_refused(body: bytes) -> None:
             decode(body)
         except InvalidRequest:
             continue
-        json.loads(body or b"[]")
+        json.loads(body.strip() or b"[]")
 
 
 @given(st.lists(st.tuples(KEYS, JSON)))
