@@ -1,6 +1,6 @@
 """What the documents say is so: settings, codes, routes, modules, links, and every command.
 
-In the README and docs/chatbot.md a block marked `sh` that calls curl is run as it stands, in order,
+In the README and the pages of the dialects a block marked `sh` that calls curl is run as it stands, in order,
 all of a page in one shell; a `json` or `text` block right after it is what it prints. `…` there
 stands for what differs from run to run, and alone on a line for any lines. A block marked `bash`
 is not run.
@@ -168,7 +168,9 @@ def test_the_example_of_a_turn_has_its_fields() -> None:
 
 def test_every_route_is_documented_and_no_other() -> None:
     text = "".join(path.read_text("utf-8") for path in PAGES)
-    documented = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /api/[^`?\s]*)", text))
+    prefixes = "|".join(prefix for dialect in DIALECTS for prefix in dialect.prefixes)
+    route = rf"`((?:GET|POST|PUT|PATCH|DELETE) (?:{prefixes})(?![\w-])[^`?\s]*)"
+    documented = set(re.findall(route, text))
     assert documented == {f"{r.method} {r.path}" for dialect in DIALECTS for r in dialect.routes}
 
 
@@ -203,6 +205,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 # --- Commands ----------------------------------------------------------------------------------
 
 SEPARATOR = "=== next block ==="
+WALKS = ["README.md", "docs/chatbot.md", "docs/chatsession.md", "docs/deployment.md"]
 
 
 def walk(text: str) -> list[tuple[str, str]]:
@@ -224,7 +227,7 @@ def pattern(answer: str) -> str:
     return "".join(lines)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/chatbot.md"])
+@pytest.mark.parametrize("path", WALKS)
 def test_the_commands_of_a_page_print_what_it_says(
     path: str, server_url: str, tmp_path: Path
 ) -> None:
