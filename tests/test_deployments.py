@@ -272,6 +272,31 @@ async def test_a_session_that_ends_stops_its_turn(client: Client) -> None:
         assert b"turn.cancelled" in await stream.content.read()
 
 
+# --- Two at once -------------------------------------------------------------------------------
+
+
+async def test_a_deployment_may_refuse_a_second_message(client: Client) -> None:
+    await client.publish("trips", system_message="x", concurrency="reject")
+    gate = asyncio.Event()
+    client.model.script = lambda _: Plan(deltas=("a", "b"), at={1: Wait(gate)})
+    session = await client.open_session(TRIPS)
+    body = {"chat_session_id": session, "user_message": "Hi"}
+    url = f"{client.url}{TRIPS}/invoke"
+    async with client.http.post(url, json={**body, "stream": True}) as stream:
+        async with client.http.post(url, json=body) as refused:
+            assert refused.status == 409
+            assert refused.headers["x-should-retry"] == "false"
+            assert await refused.json() == {
+                "error": "A reply is being made in this session; try again when it is over",
+                "code": "session_busy",
+                "busy_turn_id": stream.headers["Turn-Id"],
+            }
+        gate.set()
+        assert b"turn.completed" in await stream.content.read()
+    answer = await client.ask("GET", f"{TRIPS}/chat-session/{session}")
+    assert [message["content"] for message in answer["data"]["messages"]] == ["Hi", "ab"]
+
+
 # --- Long sessions -----------------------------------------------------------------------------
 
 
