@@ -83,7 +83,10 @@ def test_everything_may_be_left_out_and_is_shown_all_the_same() -> None:
         ({"messages": [{"role": "user"}]}, "messages[0] needs content"),
         ({"messages": [{"role": "user", "content": "\n"}]}, "messages[0].content must not be"),
         ({"messages": [{"role": "user", "content": "\0"}]}, "messages[0].content holds a"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role must be system or user or assistant"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages[0].role must be system or user or assistant",
+        ),
         ({"messages": [{"role": "user", "content": "x", "n": 1}]}, "messages[0] has an unknown"),
         ({"model": ""}, "model must be a string of at least 1 characters"),
         ({"fallback_models": ["m"] * 17}, "fallback_models must be a list of at most 16 entries"),
