@@ -21,6 +21,7 @@ from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import make_revision_id, make_session_id
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.keeper import Keeper
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
 from turnkeeper.roster import check_deployments, open_roster
@@ -140,9 +141,12 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             parts = await _assemble(store, offers, config)
+            keeping = asyncio.create_task(Keeper(store, now=_now).run())
             try:
                 yield parts
             finally:
+                keeping.cancel()
+                await asyncio.wait({keeping})
                 await parts.engine.drain(0)
         finally:
             await store.close()
