@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from turnkeeper.domain import Blueprint, Example, Message, Sampling, check_text
+from turnkeeper.domain import AS_IT_IS, Blueprint, Example, Message, Sampling, check_text
 from turnkeeper.errors import DeploymentNotFound, InvalidRequest
 from turnkeeper.validation import explain
 
@@ -97,7 +97,9 @@ def diff_blueprints(before: Blueprint, after: Blueprint) -> dict[str, tuple[Any,
 
 
 def sampling_of(blueprint: Blueprint) -> Sampling:
-    return Sampling(blueprint.temperature, blueprint.top_p, blueprint.max_tokens, blueprint.stop)
+    """How the blueprint has words chosen; `AS_IT_IS` itself if it says nothing."""
+    asked = (blueprint.temperature, blueprint.top_p, blueprint.max_tokens, blueprint.stop)
+    return Sampling(*asked) if asked != (None, None, None, ()) else AS_IT_IS
 
 
 # --- Filling in --------------------------------------------------------------------------------

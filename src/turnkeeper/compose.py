@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import resource
-import secrets
 import signal
 import socket
 import time
@@ -21,8 +20,10 @@ from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import make_revision_id, make_session_id
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.keeper import Keeper
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
+from turnkeeper.randomness import Randomness
 from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
@@ -140,24 +141,31 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             parts = await _assemble(store, offers, config)
+            keeping = asyncio.create_task(Keeper(store, now=_now).run())
             try:
                 yield parts
             finally:
+                keeping.cancel()
+                await asyncio.wait({keeping})
                 await parts.engine.drain(0)
         finally:
             await store.close()
 
 
 async def _assemble(store: Store, offers: Offers, config: Config) -> Parts:
-    plans, entries = Plans(offers), config.all_deployments()
+    plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
     default = entries[0].name
+
+    def new_id() -> str:
+        return make_session_id(time.time_ns() // 1000, random.bits(76))
+
     deployments = Deployments(
-        store, offers, plans, default, now=_now, new_id=lambda: make_revision_id(_random(130))
+        store, offers, plans, default, now=_now, new_id=lambda: make_revision_id(random.bits(130))
     )
     blueprints = {entry.name: entry.blueprint for entry in entries}
     await deployments.adopt(blueprints, complete=config.has_file)
-    engine = Engine(store, offers, plans, _policy(config, default), now=_now, new_id=_new_id)
-    sessions = Sessions(store, engine, plans, default, now=_now, new_id=_new_id)
+    engine = Engine(store, offers, plans, _policy(config, default), now=_now, new_id=new_id)
+    sessions = Sessions(store, engine, plans, default, now=_now, new_id=new_id)
     return Parts(engine, sessions, deployments)
 
 
@@ -198,13 +206,6 @@ def _origins(config: Config) -> Origins:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-_random = secrets.randbits
-
-
-def _new_id() -> str:
-    return make_session_id(time.time_ns() // 1000, _random(76))
 
 
 # --- Commands, beside a server or without one --------------------------------------------------

@@ -123,6 +123,13 @@ class SessionPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class IdlePage(msgspec.Struct, frozen=True):
+    """Sessions that are to expire, each with the time of its last change; where to go on."""
+
+    sessions: Sequence[tuple[str, int]]
+    next: str | None
+
+
 class MessagePage(msgspec.Struct, frozen=True):
     """Some of a session's messages in order, and the session as it was with them.
 
@@ -407,6 +414,22 @@ class Store(Protocol):
         Raises:
             DeploymentNotFound: there is no such deployment.
             DeploymentReadOnly: the configuration defines it, and `source` is `api`.
+        """
+        ...
+
+    async def find_idle(self, after: str, limit: int, now: int) -> IdlePage:
+        """Look through the next `limit` sessions, of all owners, for those that are to expire.
+
+        They are those whose blueprint has an `idle_timeout` and that have not changed for so
+        long, are not pinned, and in which no turn runs. `after` is "" at first.
+        """
+        ...
+
+    async def delete_idle(self, session_id: str, updated_at: int) -> bool:
+        """Delete a session as `delete_session` does, unless something has happened in it since.
+
+        Returns:
+            Whether it was deleted.
         """
         ...
 

@@ -316,6 +316,9 @@ class Sampling(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
 
 
+AS_IT_IS = Sampling()
+
+
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message prepared in a blueprint, which every prompt begins with."""
 
@@ -522,4 +525,4 @@ class Prompt(msgspec.Struct, frozen=True):
 
     model: str
     items: tuple[Item, ...]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = AS_IT_IS

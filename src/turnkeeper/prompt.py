@@ -8,6 +8,7 @@ Chinese.
 from collections.abc import Sequence
 
 from turnkeeper.domain import (
+    AS_IT_IS,
     Blueprint,
     Context,
     History,
@@ -23,7 +24,6 @@ from turnkeeper.domain import (
 from turnkeeper.errors import ContextTooLong
 
 BYTES_PER_TOKEN = 3
-_AS_IT_IS = Sampling()
 _LARGEST_REPLY = 4096  # tokens kept free for the reply, unless the window is small
 
 
@@ -64,7 +64,7 @@ def fit(
     *,
     frame: tuple[Item, ...] = (),
     frame_weight: int = 0,
-    sampling: Sampling = _AS_IT_IS,
+    sampling: Sampling = AS_IT_IS,
 ) -> tuple[Prompt, Context]:
     """The prompt for the newest turn of `history`, for a `model` with a `capacity` of `room`.
 

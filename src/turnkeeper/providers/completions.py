@@ -12,6 +12,7 @@ import msgspec
 
 from turnkeeper import sse
 from turnkeeper.domain import (
+    AS_IT_IS,
     Item,
     Message,
     Prompt,
@@ -33,28 +34,31 @@ _MODEL_ID = 200  # characters of a model's id at most
 # --- What is sent ------------------------------------------------------------------------------
 
 
-def encode_request(prompt: Prompt) -> bytes:
-    """The body of a call: a stream is asked for, with a count of tokens at its end."""
-    return msgspec.json.encode(
-        {
-            "model": prompt.model,
-            "messages": _chat_messages(prompt.items),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **_settings(prompt.sampling),
-        }
-    )
+def encode_request(prompt: Prompt, max_tokens: str = "max_tokens") -> bytes:
+    """The body of a call: a stream is asked for, with a count of tokens at its end.
+
+    `max_tokens` is what the endpoint calls the limit of a reply.
+    """
+    body = {
+        "model": prompt.model,
+        "messages": _chat_messages(prompt.items),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if prompt.sampling is not AS_IT_IS:
+        body |= _sampling(prompt.sampling, max_tokens)
+    return msgspec.json.encode(body)
 
 
-def _settings(sampling: Sampling) -> dict[str, Any]:
-    """How the words are to be chosen; what nobody said is left to the provider."""
-    said = {
+def _sampling(sampling: Sampling, max_tokens: str) -> dict[str, Any]:
+    """Only what was said: models differ in what they take."""
+    wanted = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "stop": sampling.stop or None,
+        max_tokens: sampling.max_tokens,
+        "stop": list(sampling.stop) or None,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:

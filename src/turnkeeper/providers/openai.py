@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -64,6 +65,9 @@ class OpenAIProvider:
         self._url = _endpoint(title, base_url)
         self._headers = _headers(title, key)
         self._timeouts = timeouts
+        # OpenAI's newer models refuse the name that everybody else has kept.
+        is_openai = urlsplit(base_url).hostname == "api.openai.com"
+        self._max_tokens = "max_completion_tokens" if is_openai else "max_tokens"
         self._session: aiohttp.ClientSession | None = None
         self._ending: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
 
@@ -73,7 +77,7 @@ class OpenAIProvider:
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Sequence[ProviderEvent], None]:
         """See `contracts.Provider.stream`."""
         ends_at = asyncio.get_running_loop().time() + self._timeouts.total
-        response, data = await self._ask(encode_request(prompt))
+        response, data = await self._ask(encode_request(prompt, self._max_tokens))
         reply = IncomingReply(self._words)
         watch = _Watch(response, self._timeouts, ends_at, self._words)
         try:

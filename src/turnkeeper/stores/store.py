@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 from turnkeeper.contracts import (
     BegunTurn,
     EndedTurn,
+    IdlePage,
     MessagePage,
     NewSession,
     NewTurn,
@@ -172,6 +173,14 @@ class SqlStore:
 
     async def delete_deployment(self, name: str, source: Source) -> None:
         await self._driver.write(lambda: deployments.delete_deployment(name, source))
+
+    async def find_idle(self, after: str, limit: int, now: int) -> IdlePage:
+        return await self._driver.read(lambda: sessions.find_idle(after, limit, now))
+
+    async def delete_idle(self, session_id: str, updated_at: int) -> bool:
+        return await self._driver.write(
+            lambda: sessions.delete_idle(session_id, updated_at), long=True
+        )
 
     async def settle_abandoned(self, now: int) -> int:
         return await self._driver.write(lambda: turns.settle_abandoned(now), long=True)

@@ -21,6 +21,7 @@ from turnkeeper.dialects.exchange import (
     encode_json,
 )
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
+from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
@@ -66,6 +67,7 @@ class Web:
         self._parts = parts
         self._origins = origins
         self._public_url = public_url
+        self._random = Randomness()
         self._body_limit = body_limit
         self._page = read_page("chat.html")
         self._index = chatbot.encode_index(_ROUTES)
@@ -80,7 +82,7 @@ class Web:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
+        request = Request(scope, receive, send, self._random)
         try:
             outcome = await self._serve(request)
         except TurnkeeperError as error:

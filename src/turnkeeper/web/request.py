@@ -1,11 +1,11 @@
 """One request: whether it may come in, its body, and the headers that any answer to it carries."""
 
 import re
-import secrets
 from urllib.parse import parse_qsl
 
 from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
 from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
+from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
 from turnkeeper.web.streaming import EVENT_STREAM, Headers, send_answer, send_stream
@@ -20,7 +20,7 @@ PREFLIGHT_SECONDS = b"600"
 class Request:
     """What came in, and the way back. Everything leaves through `answer`."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, randomness: Randomness) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._header_list: list[tuple[bytes, bytes]] = scope["headers"]
@@ -29,7 +29,8 @@ class Request:
         self._receive = receive
         self._send = send
         given = self.headers.get(b"x-request-id", b"")
-        self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
+        wanted = given and _REQUEST_ID.fullmatch(given)
+        self.id = given if wanted else randomness.bytes(8).hex().encode()
         self._extra: Headers = [(b"x-request-id", self.id)]
 
     def enter(self, origins: Origins) -> Answer | None:

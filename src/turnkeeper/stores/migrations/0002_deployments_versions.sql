@@ -6,6 +6,7 @@ CREATE TABLE revisions (
     deployment TEXT NOT NULL,
     number BIGINT NOT NULL,         -- counts the revisions of a deployment
     blueprint TEXT NOT NULL,        -- JSON
+    idle_timeout BIGINT,            -- seconds, as the blueprint says
     created_at BIGINT NOT NULL
 ) -- clustered
 ;

@@ -26,7 +26,8 @@ LIST_REVISIONS = _REVISION + "WHERE deployment = ? ORDER BY number DESC"
 REVISION_OF_DEPLOYMENT = "SELECT 1 FROM revisions WHERE id = ? AND deployment = ?"
 NEWEST_NUMBER = "SELECT MAX(number) FROM revisions WHERE deployment = ?"
 INSERT_REVISION = """
-INSERT INTO revisions (id, deployment, number, blueprint, created_at) VALUES (?, ?, ?, ?, ?)
+INSERT INTO revisions (id, deployment, number, blueprint, idle_timeout, created_at)
+VALUES (?, ?, ?, ?, ?, ?)
 """
 
 GET_VARIABLES = "SELECT variables FROM session_data WHERE session_id = ?"
@@ -107,8 +108,9 @@ def publish_revision(
         yield SET_REVISION, (revision.id, source, now, name)
     is_first = not (yield ANY_REVISION, ())
     newest = yield NEWEST_NUMBER, (name,)
-    blueprint = encode_blueprint(revision.blueprint)
-    yield INSERT_REVISION, (revision.id, name, (newest[0][0] or 0) + 1, blueprint, now)
+    number = (newest[0][0] or 0) + 1
+    published = (encode_blueprint(revision.blueprint), revision.blueprint.idle_timeout)
+    yield INSERT_REVISION, (revision.id, name, number, *published, now)
     if is_first:
         yield ADOPT_SESSIONS, (revision.id,)
     return (yield from get_deployment(name))

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import IdlePage, MessagePage, NewSession, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -399,3 +399,40 @@ def delete_session(
         )
     yield DELETE_DATA, (id_,)
     return open_turns
+
+
+# --- Expiring ----------------------------------------------------------------------------------
+
+HAS_TIMEOUT = "SELECT 1 FROM revisions WHERE idle_timeout IS NOT NULL LIMIT 1"
+# Every session in its turn, by the order they lie in: no index has to be kept for this.
+WALK_SESSIONS = """
+SELECT s.id, s.updated_at, s.pinned, s.running, r.idle_timeout
+FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
+WHERE s.id > ? ORDER BY s.id LIMIT ?
+"""
+# Someone may have spoken in it since it was found.
+DELETE_IDLE = """
+DELETE FROM sessions WHERE id = ? AND updated_at <= ? AND pinned = 0 AND running IS NULL
+RETURNING id
+"""
+
+
+def find_idle(after: str, limit: int, now: int) -> Transaction[IdlePage]:
+    if not (yield HAS_TIMEOUT, ()):
+        return IdlePage([], None)
+    rows = yield WALK_SESSIONS, (after, limit)
+    idle: list[tuple[str, int]] = []
+    for id_, updated_at, pinned, running, timeout in rows:
+        if timeout is None or pinned or running is not None:
+            continue
+        if updated_at + timeout * 1000 <= now:
+            idle.append((id_, updated_at))
+    return IdlePage(idle, rows[-1][0] if len(rows) == limit else None)
+
+
+def delete_idle(session_id: str, updated_at: int) -> Transaction[bool]:
+    rows = yield DELETE_IDLE, (session_id, updated_at)
+    if rows:
+        yield from _remove_all_said(session_id)
+        yield DELETE_DATA, (session_id,)
+    return bool(rows)

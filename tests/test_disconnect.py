@@ -1,0 +1,73 @@
+"""Where a deployment says so, a turn that nobody waits for any more is cancelled."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from rig.model_server import Hang, ModelServer, Plan
+from rig.server import Server
+
+
+@pytest.fixture
+async def http(
+    tmp_path: Path, model_server: ModelServer, request: pytest.FixtureRequest
+) -> AsyncIterator[aiohttp.ClientSession]:
+    said = request.param
+    (tmp_path / "t.toml").write_text(f'[deployments.default]\non_disconnect = "{said}"\n')
+    env = {"OPENAI_BASE_URL": model_server.base_url}
+    server = Server(tmp_path, "--model", "scripted", "--config", "t.toml", env=env)
+    with server:
+        async with aiohttp.ClientSession(server.url) as http:
+            yield http
+
+
+async def ask_and_leave(http: aiohttp.ClientSession, model: ModelServer, *, stream: bool) -> None:
+    model.script = lambda _: Plan(deltas=("half", "x"), at={1: Hang()})
+    asked = {"message": "hi", "session_id": "s", "stream": stream}
+    asking = asyncio.ensure_future(http.post("/api/chat", json=asked))
+    await model.wait_for_calls(1)
+    if stream:
+        answer = await asking
+        await answer.content.readuntil(b"half")
+        answer.close()
+    else:
+        asking.cancel()
+        await asyncio.wait({asking})
+
+
+async def the_turn(http: aiohttp.ClientSession) -> dict[str, Any]:
+    """The only turn of the only session."""
+    async with http.get("/api/chat-sessions/s/messages") as answer:
+        [asked, *_] = (await answer.json())["messages"]
+    async with http.get(f"/api/turns/{asked['turn_id']}") as answer:
+        turn: dict[str, Any] = (await answer.json())["turn"]
+    return turn
+
+
+async def follow_to_its_end(http: aiohttp.ClientSession) -> None:
+    async with http.get(f"/api/turns/{(await the_turn(http))['id']}/events") as answer:
+        await answer.read()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("http", ["cancel"], indirect=True)
+async def test_who_hangs_up_stops_the_turn(
+    http: aiohttp.ClientSession, model_server: ModelServer, stream: bool
+) -> None:
+    await ask_and_leave(http, model_server, stream=stream)
+    await model_server.wait_for_disconnects(1)
+    await follow_to_its_end(http)
+    assert (await the_turn(http))["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("http", ["continue"], indirect=True)
+async def test_who_hangs_up_stops_nothing_otherwise(
+    http: aiohttp.ClientSession, model_server: ModelServer, stream: bool
+) -> None:
+    await ask_and_leave(http, model_server, stream=stream)
+    assert (await the_turn(http))["status"] == "running"
