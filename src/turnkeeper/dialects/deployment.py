@@ -3,6 +3,7 @@
 The base is `/deployments/{name}`, and for the default deployment also the server's root.
 """
 
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import msgspec
@@ -15,6 +16,7 @@ from turnkeeper.dialects.exchange import (
     Call,
     Dialect,
     Handler,
+    LongAnswer,
     NoData,
     Outcome,
     Parts,
@@ -30,10 +32,12 @@ from turnkeeper.dialects.exchange import (
 from turnkeeper.dialects.turn_stream import turn_stream
 from turnkeeper.domain import (
     ById,
+    ListedItem,
     MaxTokens,
     Message,
     MessageRef,
     Sampling,
+    Session,
     StopText,
     Temperature,
     TopP,
@@ -98,20 +102,31 @@ async def invoke(parts: Parts, call: Call) -> Outcome:
     return Answer(200, encode_json({"message": message}), turn_headers(turn.id, turn.session_id))
 
 
-async def get_session(parts: Parts, call: Call) -> Answer:
+async def get_session(parts: Parts, call: Call) -> LongAnswer:
     choice = find_session(call.path["chat_session_id"])
     session = await parts.sessions.get(call.caller, choice, scope=_name(parts, call))
-    messages, more = list[dict[str, str]](), True
-    place = MessageRef(session.id, 0, 0)
+    return LongAnswer(_session_pieces(parts, call.caller, session))
+
+
+async def _session_pieces(
+    parts: Parts, owner: str, session: Session
+) -> AsyncGenerator[bytes, None]:
+    """A session of any length, a page of its messages at a time."""
+    yield b'{"data":{"engineStateId":%b,"messages":[' % encode_json(session.revision)
+    place, comma, more = MessageRef(session.id, 0, 0), b"", True
     while more:
-        page = await parts.sessions.page_messages(call.caller, ById(session.id), after=place)
-        for listed in page.messages:
-            assert isinstance(listed.item, Message)  # noqa: S101
-            messages.append({"role": listed.item.role, "content": listed.item.text})
-            place = MessageRef(session.id, listed.turn, listed.position)
+        page = await parts.sessions.page_messages(owner, ById(session.id), after=place)
+        if page.messages:  # someone may clear the session meanwhile
+            yield comma + b",".join([_encode_message(listed) for listed in page.messages])
+            last, comma = page.messages[-1], b","
+            place = MessageRef(session.id, last.turn, last.position)
         more = page.more
-    data = {"engineStateId": session.revision, "messages": messages}
-    return Answer(200, encode_json({"data": data}))
+    yield b"]}}"
+
+
+def _encode_message(listed: ListedItem) -> bytes:
+    assert isinstance(listed.item, Message)  # noqa: S101
+    return encode_json({"role": listed.item.role, "content": listed.item.text})
 
 
 async def delete_session(parts: Parts, call: Call) -> Answer:

@@ -5,7 +5,7 @@ and status of an error wherever a dialect's own contract does not say otherwise.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -63,6 +63,16 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: bytes = b"application/json"
 
 
+class LongAnswer(msgspec.Struct, frozen=True):
+    """A JSON response that is never whole in memory: sent piece by piece as it is made.
+
+    What fails between two pieces cuts it off, since its status has been sent.
+    """
+
+    pieces: AsyncGenerator[bytes, None]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
 class EventStream(msgspec.Struct, frozen=True):
     """A response that follows a reply: server-sent events, each made by `encode`."""
 
@@ -71,7 +81,7 @@ class EventStream(msgspec.Struct, frozen=True):
     encode: Callable[[ReplyEvent], bytes]
 
 
-Outcome = Answer | EventStream
+Outcome = Answer | LongAnswer | EventStream
 Handler = Callable[[Parts, Call], Awaitable[Outcome]]
 
 

@@ -8,7 +8,7 @@ from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
-from turnkeeper.web.streaming import EVENT_STREAM, Headers, send_answer, send_stream
+from turnkeeper.web.streaming import EVENT_STREAM, Headers, send_answer, send_long, send_stream
 
 EXPOSED = b"Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -106,9 +106,15 @@ class Request:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def answer(self, outcome: Outcome) -> None:
-        if isinstance(outcome, EventStream):
-            if self.method != "HEAD":
+        wants_body = self.method != "HEAD"
+        if isinstance(outcome, Answer):
+            await send_answer(self._send, outcome, self._extra, body=wants_body)
+        elif isinstance(outcome, EventStream):
+            if wants_body:
                 await send_stream(self._send, self._receive, outcome, self._extra)
-                return
-            outcome = Answer(200, b"", content_type=EVENT_STREAM)
-        await send_answer(self._send, outcome, self._extra, body=self.method != "HEAD")
+            else:
+                await self.answer(Answer(200, b"", content_type=EVENT_STREAM))
+        elif wants_body:
+            await send_long(self._send, outcome, self._extra)
+        else:
+            await self.answer(Answer(200, b"", outcome.headers))

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 
-from turnkeeper.dialects.exchange import Answer, EventStream, turn_headers
+from turnkeeper.dialects.exchange import Answer, EventStream, LongAnswer, turn_headers
 from turnkeeper.sse import KEEP_ALIVE
 from turnkeeper.web.asgi import Receive, Send
 
@@ -27,6 +28,16 @@ async def send_answer(send: Send, answer: Answer, extra: Headers, *, body: bool 
         headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await _send_piece(send, answer.body if body else b"", more=False)
+
+
+async def send_long(send: Send, answer: LongAnswer, extra: Headers) -> None:
+    """Send an answer's pieces as they are made, and as fast as the client takes them."""
+    headers = [*answer.headers, *extra, (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async with aclosing(answer.pieces) as pieces:
+        async for piece in pieces:
+            await _send_piece(send, piece, more=True)
+    await _send_piece(send, b"", more=False)
 
 
 async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: Headers) -> None:
