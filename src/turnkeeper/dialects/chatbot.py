@@ -53,10 +53,11 @@ _clear_request = msgspec.json.Decoder(ClearRequest)
 
 async def chat(parts: Parts, call: Call) -> Outcome:
     request = decode_object(_chat_request, call.body)
+    text, model = request.message or "", request.model or None
+    parts.engine.check_message(text)  # seed 001: the message is looked at before the session's id
+    parts.engine.check_model(model)
     session = choose_session(request.session_id) if request.session_id else None
-    reply = await parts.engine.take_turn(
-        call.caller, session, request.message or "", model=request.model or None
-    )
+    reply = await parts.engine.take_turn(call.caller, session, text, model=model)
     turn = reply.turn
     session_id = request.session_id or turn.ref.session_id
     if call.wants_stream(request.stream):
