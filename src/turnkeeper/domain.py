@@ -429,6 +429,15 @@ class Session(msgspec.Struct, frozen=True):
     variables: Mapping[str, str]
     metadata: Mapping[str, Any]
 
+    @property
+    def stamp(self) -> str:
+        """Another one after every change, and another than that of any other session."""
+        return make_stamp(self.id, self.version)
+
+
+def make_stamp(session_id: str, version: int) -> str:
+    return f"{session_id}.{version}"
+
 
 class SessionChange(msgspec.Struct, frozen=True):
     """What to change of a session: UNSET leaves a thing as it is, None takes it away.

@@ -4,7 +4,7 @@ What is said in them is the engine's. Knows the store by its contract, and the e
 runs in a session that goes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -147,11 +147,19 @@ class Sessions:
             limit=min(limit, MESSAGE_PAGE_LIMIT),
         )
 
-    async def update(self, owner: str, session: SessionChoice, change: SessionChange) -> Session:
+    async def update(
+        self,
+        owner: str,
+        session: SessionChoice,
+        change: SessionChange,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> Session:
         """Change a session's title, model, metadata, whether it is pinned or archived.
 
         Raises:
             SessionNotFound, UnknownModel
+            PreconditionFailed: its stamp is none of `if_stamp`.
             InvalidRequest: a title or metadata that cannot be kept.
         """
         if isinstance(change.title, str):
@@ -162,7 +170,9 @@ class Sessions:
             change = msgspec.structs.replace(change, model=model)
         if change.metadata is not msgspec.UNSET:
             _check_metadata(change.metadata)
-        return await self._store.update_session(owner, session, change, self._now())
+        return await self._store.update_session(
+            owner, session, change, self._now(), if_stamp=if_stamp
+        )
 
     async def fork(self, owner: str, session: SessionChoice, at: MessageRef | None) -> Session:
         """A session of its own that holds what this one does, up to message `at`.

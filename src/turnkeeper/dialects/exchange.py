@@ -134,6 +134,16 @@ def decode_object(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     return decoded
 
 
+def decode_optional(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request's JSON object, all of whose fields may be left out, and so may itself.
+
+    Raises:
+        InvalidRequest: as `decode_object`.
+    """
+    is_empty = b"".join(body.split()) in (b"", b"{}")
+    return decoder.decode(b"{}") if is_empty else decode_object(decoder, body)
+
+
 async def completed(call: Call, reply: Reply) -> str:
     """The whole text of a reply, once the turn is completed and stored.
 
@@ -177,6 +187,7 @@ STATUSES: dict[str, int] = {
     "session_busy": 409,
     "deployment_exists": 409,
     "deployment_read_only": 409,
+    "precondition_failed": 412,
     "body_too_large": 413,
     "message_too_long": 413,
     "queue_full": 429,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from turnkeeper.dialects import chatbot, native
+from turnkeeper.dialects import chatbot, documents, native
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
@@ -29,7 +29,7 @@ from turnkeeper.web.routes import RouteMap
 
 log = logging.getLogger(__name__)
 
-DIALECTS: tuple[Dialect, ...] = (chatbot.DIALECT, native.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (chatbot.DIALECT, documents.DIALECT, native.DIALECT)
 
 _ROUTES = tuple(route for dialect in DIALECTS for route in dialect.routes)
 

@@ -1,6 +1,10 @@
 """The native surface: what none of the seeds has, for what any of them made."""
 
-from turnkeeper.dialects.exchange import Dialect, encode_error
-from turnkeeper.dialects.native import turns
+from turnkeeper.dialects.exchange import Dialect
+from turnkeeper.dialects.native import sessions, turns
 
-DIALECT = Dialect(routes=turns.ROUTES, encode_error=encode_error, prefixes=("/api",))
+DIALECT = Dialect(
+    routes=(*turns.ROUTES, *sessions.ROUTES),
+    encode_error=sessions.encode_error,
+    prefixes=("/api",),
+)

@@ -1,6 +1,6 @@
 """Sessions as things one can hold: made, listed, read, changed, forked, cleared, deleted."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,8 +21,15 @@ from turnkeeper.domain import (
     SessionSummary,
     TurnRef,
     item_weight,
+    make_stamp,
 )
-from turnkeeper.errors import DeploymentNotFound, MessageNotFound, SessionBusy, SessionNotFound
+from turnkeeper.errors import (
+    DeploymentNotFound,
+    MessageNotFound,
+    PreconditionFailed,
+    SessionBusy,
+    SessionNotFound,
+)
 from turnkeeper.stores.sql.deployments import get_revision
 from turnkeeper.stores.sql.rows import (
     Row,
@@ -254,7 +261,7 @@ CHANGE_BY_ID = """
 UPDATE sessions SET title = CASE WHEN ? = 1 THEN ? ELSE title END,
     model = CASE WHEN ? = 1 THEN ? ELSE model END, pinned = COALESCE(?, pinned),
     archived = COALESCE(?, archived), version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id
+WHERE owner = ? AND id = ? RETURNING id, version
 """
 CHANGE_BY_ALIAS = CHANGE_BY_ID.replace("AND id = ?", "AND alias = ?")
 SET_METADATA = """
@@ -264,7 +271,11 @@ ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata
 
 
 def update_session(
-    owner: str, session: SessionChoice, change: SessionChange, now: int
+    owner: str,
+    session: SessionChoice,
+    change: SessionChange,
+    now: int,
+    if_stamp: Collection[str] | None,
 ) -> Transaction[Session]:
     arguments = (
         *_optional(change.title),
@@ -275,7 +286,9 @@ def update_session(
     )
     statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
     rows = yield statement, (*arguments, owner, _name(session))
-    id_ = _only(rows)[0]
+    id_, version = _only(rows)
+    if if_stamp is not None and make_stamp(id_, version - 1) not in if_stamp:
+        raise PreconditionFailed("The session has changed meanwhile; read it again")
     if change.metadata is not UNSET:
         yield SET_METADATA, (id_, encode_object(change.metadata))
     return (yield from get_session(owner, ById(id_)))
