@@ -30,6 +30,7 @@ from turnkeeper.plans import Plans
 
 TITLE_LIMIT = 200  # characters
 METADATA_LIMIT = 16_384  # bytes of JSON
+METADATA_DEPTH = 100  # objects and lists within each other
 VARIABLES_LIMIT = 1_000
 PAGE_LIMIT = 100  # sessions
 MESSAGE_PAGE_LIMIT = 1_000
@@ -252,7 +253,25 @@ def _check_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    _check_depth(metadata)  # first: what is too deep cannot even be encoded
     encoded = msgspec.json.encode(metadata)
     if len(encoded) > METADATA_LIMIT:
         raise InvalidRequest(f"metadata must have at most {METADATA_LIMIT} bytes of JSON")
     return metadata
+
+
+def _check_depth(metadata: Mapping[str, Any]) -> None:
+    depth, level = 0, [metadata]
+    while level:
+        depth += 1
+        if depth > METADATA_DEPTH:
+            raise InvalidRequest(f"metadata must have at most {METADATA_DEPTH} levels")
+        level = [inner for outer in level for inner in _inside(outer) if _is_nest(inner)]
+
+
+def _inside(nest: Any) -> Collection[Any]:
+    return nest.values() if isinstance(nest, dict) else nest
+
+
+def _is_nest(value: Any) -> bool:
+    return isinstance(value, dict | list)
