@@ -1,14 +1,16 @@
 """Sessions over HTTP, where one exchange does not show it: paging, tags, versions, forks, ends."""
 
 import asyncio
+import itertools
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 
 from rig.model_server import Hang, ModelServer, Plan, Wait
@@ -89,9 +91,26 @@ class Api:
         return self.streams[-1]
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'turnkeeper.db'}"
+    url = request.getfixturevalue("postgres_url")
+    name = f"sessions_{next(_numbers)}"
+    connection = await asyncpg.connect(url)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
+_numbers = itertools.count(1)
+
+
 @pytest.fixture
-async def server(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Server]:
-    with server_of(model_server, tmp_path, TURNKEEPER_ATTEMPTS="1") as server:
+async def server(tmp_path: Path, model_server: ModelServer, database: str) -> AsyncIterator[Server]:
+    options = ("--database", database, "--attempts", "1")
+    with server_of(model_server, tmp_path, *options) as server:
         yield server
 
 
@@ -401,22 +420,43 @@ async def test_a_fork_leaves_out_the_turn_that_runs(api: Api, model_server: Mode
 # --- Ends --------------------------------------------------------------------------------------
 
 
-def rows_of(folder: Path, session: str) -> dict[str, int]:
-    """In every table that has sessions, how many rows this one has."""
-    with closing(sqlite3.connect(folder / "turnkeeper.db")) as database:
-        found = {}
-        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        for (table,) in tables.fetchall():
-            columns = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
-            column = "session_id" if "session_id" in columns else "id"
-            if column in columns:
-                query = f"SELECT COUNT(*) FROM {table} WHERE {column} = ?"
-                found[table] = database.execute(query, [session]).fetchone()[0]
-        return found
+COLUMNS = {
+    "sqlite": """
+        SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c
+        WHERE t.type = 'table'
+        """,
+    "postgresql": """
+        SELECT table_name, column_name FROM information_schema.columns
+        WHERE table_schema = 'public'
+        """,
+}
+
+
+async def rows_of(database: str, session: str) -> dict[str, int]:
+    """In every table that there is for sessions, how many rows this one has."""
+    kind = database.partition(":")[0]
+    if kind == "sqlite":
+        with closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as file:
+            counts = counts_of(file.execute(COLUMNS[kind]).fetchall(), session)
+            return {table: file.execute(sql).fetchone()[0] for table, sql in counts.items()}
+    connection = await asyncpg.connect(database)
+    try:
+        counts = counts_of(await connection.fetch(COLUMNS[kind]), session)
+        return {table: await connection.fetchval(sql) for table, sql in counts.items()}
+    finally:
+        await connection.close()
+
+
+def counts_of(columns: Sequence[Sequence[str]], session: str) -> dict[str, str]:
+    return {
+        table: f"SELECT COUNT(*) FROM {table} WHERE {column} = '{session}'"
+        for table, column in columns
+        if column == "session_id" or (table, column) == ("sessions", "id")
+    }
 
 
 async def test_deleting_a_session_cancels_its_turns_and_leaves_no_row(
-    api: Api, model_server: ModelServer, tmp_path: Path
+    api: Api, model_server: ModelServer, database: str
 ) -> None:
     session = await api.make(metadata={"a": 1})
     await api.say(session, "one")
@@ -425,7 +465,7 @@ async def test_deleting_a_session_cancels_its_turns_and_leaves_no_row(
     streams = [await api.stream(session, f"message {number}") for number in range(3)]
     await streams[0].read_until(5)
     await asyncio.sleep(1.2)  # a checkpoint is made
-    before = rows_of(tmp_path, session)
+    before = await rows_of(database, session)
     kept = ("sessions", "session_data", "turns", "items", "checkpoints")
     assert all(before[table] for table in kept), before
 
@@ -434,7 +474,7 @@ async def test_deleting_a_session_cancels_its_turns_and_leaves_no_row(
     assert [stream.last[0] for stream in streams] == 3 * ["turn.cancelled"]
     assert [stream.last[1]["response"] for stream in streams] == ["Once ", "", ""]
     await model_server.wait_for_disconnects(1)
-    assert not any(rows_of(tmp_path, session).values())
+    assert not any((await rows_of(database, session)).values())
     for path in (f"{SESSIONS}/{session}", f"/api/turns/{streams[0].turn_id}"):
         assert (await api.ask("GET", path))[0] == 404
 
