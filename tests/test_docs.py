@@ -1,6 +1,6 @@
 """What the documents say is so: settings, codes, routes, modules, links, and every command.
 
-In the README and docs/chatbot.md a block marked `sh` that calls curl is run as it stands, in order,
+In the README and the pages of the dialects a block marked `sh` that calls curl is run as it stands, in order,
 all of a page in one shell; a `json` or `text` block right after it is what it prints. `…` there
 stands for what differs from run to run, and alone on a line for any lines. A block marked `bash`
 is not run.
@@ -210,7 +210,9 @@ def pattern(answer: str) -> str:
     return "".join(lines)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/chatbot.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/chatbot.md", "docs/documents.md", "docs/sessions.md"]
+)
 def test_the_commands_of_a_page_print_what_it_says(
     path: str, server_url: str, tmp_path: Path
 ) -> None:
