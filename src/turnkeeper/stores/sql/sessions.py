@@ -44,11 +44,13 @@ from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
 
 # --- Reading one -------------------------------------------------------------------------------
 
-# A session, with how many of its turns are open.
+# A session, with how many of its turns are open: the one that runs is the first of them, so that
+# those that are over are not looked at.
 _SESSION = """
 SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, s.message_count,
     s.running, (SELECT COUNT(*) FROM turns t
-        WHERE t.session_id = s.id AND t.status IN ('queued', 'running')),
+        WHERE t.session_id = s.id AND t.number >= s.running
+            AND t.status IN ('queued', 'running')),
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
@@ -302,12 +304,9 @@ def _optional(value: Any) -> tuple[int, Any]:
 # --- Forking one -------------------------------------------------------------------------------
 
 LOCK_BY_ID = """
-UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id
+UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id, running
 """
 LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
-FIRST_OPEN = """
-SELECT MIN(number) FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
-"""
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
@@ -341,8 +340,8 @@ def fork_session(
     owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
 ) -> Transaction[Session]:
     rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))
-    id_ = _only(rows)[0]
-    last = yield from _last_place(id_, at)
+    id_, running = _only(rows)
+    last = yield from _last_place(id_, running, at)
     sums = yield SUMS_TAKEN_ALONG, (id_, *last)
     turns, counted, hidden, weight = (int(value or 0) for value in sums[0])
     yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
@@ -351,10 +350,11 @@ def fork_session(
     return (yield from get_session(owner, ById(new_id)))
 
 
-def _last_place(session_id: str, at: MessageRef | None) -> Transaction[tuple[int, int]]:
+def _last_place(
+    session_id: str, running: int | None, at: MessageRef | None
+) -> Transaction[tuple[int, int]]:
     if at is None:
-        rows = yield FIRST_OPEN, (session_id,)
-        return _END if rows[0][0] is None else (rows[0][0], -1)
+        return _END if running is None else (running, -1)
     if at.session_id == session_id:
         rows = yield FIND_MESSAGE, (session_id, at.turn, at.position)
         if rows:
