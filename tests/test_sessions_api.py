@@ -177,6 +177,21 @@ async def test_a_long_session_is_read_in_pages_of_about_a_megabyte(
     assert len(older["messages"]) + len(read["messages"]) == 21
 
 
+async def test_of_messages_sent_at_once_each_answer_holds_its_own_turn(api: Api) -> None:
+    session = await api.make()
+    path = f"{SESSIONS}/{session}/messages"
+    texts = [f"message {number}" for number in range(8)]
+    answers = await asyncio.gather(*(api.do("POST", path, {"message": text}) for text in texts))
+    for text, answer in zip(texts, answers, strict=True):
+        said = answer["chat_session"]["messages"]
+        assert [message["content"] for message in said] == [text, f"You said: {text}"]
+        assert answer["message"] == said[1]
+        assert {message["turn_id"] for message in said} == {said[1]["turn_id"]}
+    first = [answer for answer in answers if answer["chat_session"]["next"] is None]
+    assert len(first) == 1
+    assert (await api.read(session))["message_count"] == 16
+
+
 # --- Tags --------------------------------------------------------------------------------------
 
 
