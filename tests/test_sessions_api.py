@@ -526,6 +526,7 @@ WORDS = "The quick brown fox jumps over the lazy dog and runs into the deep dark
         ("🙂" * 100, "🙂" * 59 + "…"),
         ("  two\n\nlines\tand a tab ", "two lines and a tab"),
         ("y" * 60, "y" * 60),
+        ("\n" * 1_000 + "Hello", "Hello"),
     ],
 )
 async def test_a_title_is_made_of_the_first_message(api: Api, message: str, title: str) -> None:

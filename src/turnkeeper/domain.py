@@ -466,7 +466,7 @@ TITLE_LENGTH = 60
 
 def make_title(text: str) -> str:
     """A title for a session that begins with these words: at most 60 characters, cut at a word."""
-    words = " ".join(text[: 8 * TITLE_LENGTH].split())
+    words = " ".join(text.lstrip()[: 8 * TITLE_LENGTH].split())
     if len(words) <= TITLE_LENGTH:
         return words
     cut = words.rfind(" ", 0, TITLE_LENGTH)
