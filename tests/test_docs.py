@@ -1,9 +1,9 @@
 """What the documents say is so: settings, codes, routes, modules, links, and every command.
 
 In the README and the pages of the dialects a block marked `sh` that calls curl is run as it stands,
-in order, all of a page in one shell; a `json` or `text` block right after it is what it prints. `…` there
-stands for what differs from run to run, and alone on a line for any lines. A block marked `bash`
-is not run.
+in order, all of a page in one shell; a `json` or `text` block right after it is what it prints.
+`…` there stands for what differs from run to run, and alone on a line for any lines. A block marked
+`bash` is not run.
 """
 
 import json
