@@ -38,7 +38,7 @@ class Chosen(click.ParamType[list[str]]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to g.")
+@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to h.")
 @click.option("--servers", type=Chosen(SERVERS), help="Only these of floor,flask,turnkeeper.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: does it run, not how fast.")
@@ -60,13 +60,14 @@ def main(
     b  streamed tokens        f  500 to 5,000 slow streams at once
     c  time to first token    g  memory at rest and after 10,000 sessions
     d  turns in sessions of 10 to 10,000 messages
+    h  pages and forks, of few sessions and messages and of many
     """
     if page and (wrong := check_markdown(page)):
         raise click.UsageError(wrong)
     servers = servers or list(SERVERS)
     measures = only or list(MEASURES)
-    if "d" in measures and OURS not in servers:
-        measures.remove("d")  # only Turnkeeper's cost could depend on what it keeps
+    if OURS not in servers:  # only Turnkeeper's cost could depend on what it keeps
+        measures = [measure for measure in measures if measure not in "dh"]
     if "f" in measures and servers == [FLASK]:
         measures.remove("f")  # it holds as many as it has threads
     allow_open_files()

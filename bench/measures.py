@@ -1,11 +1,13 @@
-"""The measurements, (a) to (g): each is a function from a run to a section of the report."""
+"""The measurements, (a) to (h): each is a function from a run to a section of the report."""
 
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 
 import msgspec
 
+from bench.asks import Asker, make_sessions
 from bench.charts import Bar, Bars, Curve, Goal, Group, Panel
 from bench.load import Hold, Job, Outcome, Streams, Target, Turns, Visits
 from bench.machine import fsync_ms, memory_mib, open_files
@@ -33,6 +35,11 @@ HELD_SETTLE, HELD_SECONDS = 0.5, 5.0
 SESSIONS = (1_000, 10_000)  # kept by then, each of two turns
 TURNS_EACH = 2
 
+LISTED = (1_000, 100_000)  # sessions there are, of which a page is listed
+CONVERSATIONS = (100, 10_000)  # messages in a session, of which a page is read
+PAGE = 50  # of either on a page
+ASKED, FORKED = 200, 20  # times
+
 # The goals
 TURN_TO_FLOOR = 2.5
 TURNS_TO_FLASK = 8
@@ -42,6 +49,8 @@ LARGE_TO_SMALL = 1.3
 START_SECONDS = 1.0
 REST_MIB = 90
 HELD_KIB = 40
+PAGE_TO_SMALL = 1.3
+FORK_MS = 20
 GROWTH_MIB = 5  # from the first thousand sessions to ten thousand: what noise there is, no more
 
 
@@ -485,6 +494,67 @@ def memory(run: Run) -> Section:
     )
 
 
+def pages(run: Run) -> Section:
+    """What a page takes, and a fork, against how much there is."""
+    listed = (100, 1_000) if run.quick else LISTED
+    few, many = sizes = (100, 400) if run.quick else CONVERSATIONS
+    listing: dict[int, float] = {}
+    path_of: dict[int, str] = {}
+    with (
+        run.place.model_server(deltas=TOKENS, one_write=True) as model,
+        run.place.server(OURS, model.url) as server,
+        closing(Asker(server.port)) as asker,
+    ):
+        for total in listed:
+            run.place.say(f"  {total:,} sessions")
+            make_sessions(server.port, total - max(listing, default=0))
+            paths = [f"/api/chat-sessions?limit={PAGE}"] * ASKED
+            listing[total] = asker.milliseconds("GET", paths)
+        for size in sizes:
+            run.place.say(f"  a session of {size:,} messages")
+            fill = Visits(target(server, model), 1, size // 2, new=1)
+            [id_] = run.place.load(fill, total=size // 2).sessions
+            path_of[size] = f"/api/chat-sessions/{id_}"
+        reading = {
+            size: asker.milliseconds("GET", [f"{path}/messages?limit={PAGE}"] * ASKED)
+            for size, path in path_of.items()
+        }
+        fork = asker.milliseconds("POST", [f"{path_of[many]}/fork"] * FORKED)
+    fewest, most = listed
+    return Section(
+        "Pages and forks",
+        f"One client, one request after the other, medians of {ASKED} pages of {PAGE} and of "
+        f"{FORKED} forks: from the request to its whole answer.",
+        ["what", "ms"],
+        [
+            *(
+                [f"a page of the list of {total:,} sessions", number(ms)]
+                for total, ms in listing.items()
+            ),
+            *(
+                [f"a page of a session of {size:,} messages", number(ms)]
+                for size, ms in reading.items()
+            ),
+            [f"a fork of {many:,} messages", number(fork)],
+        ],
+        [
+            at_most(
+                f"a page of the list of {most:,} sessions, to one of {fewest:,}",
+                listing[most] / listing[fewest],
+                "×",
+                PAGE_TO_SMALL,
+            ),
+            at_most(
+                f"a page of a session of {many:,} messages, to one of {few:,}",
+                reading[many] / reading[few],
+                "×",
+                PAGE_TO_SMALL,
+            ),
+            at_most(f"a fork of {many:,} messages", fork, "ms", FORK_MS),
+        ],
+    )
+
+
 MEASURES: dict[str, Callable[[Run], Section]] = {
     "a": durable_turns,
     "b": streamed_tokens,
@@ -493,4 +563,5 @@ MEASURES: dict[str, Callable[[Run], Section]] = {
     "e": start,
     "f": held_streams,
     "g": memory,
+    "h": pages,
 }

@@ -205,7 +205,14 @@ def test_links_lead_somewhere(path: Path) -> None:
 # --- Commands ----------------------------------------------------------------------------------
 
 SEPARATOR = "=== next block ==="
-WALKS = ["README.md", "docs/chatbot.md", "docs/chatsession.md", "docs/deployment.md"]
+WALKS = [
+    "README.md",
+    "docs/chatbot.md",
+    "docs/chatsession.md",
+    "docs/deployment.md",
+    "docs/documents.md",
+    "docs/sessions.md",
+]
 
 
 def walk(text: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ The docstrings are the contract, and the exams in `tests/contracts/` hold every 
 provider to these sentences.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -244,12 +244,19 @@ class Store(Protocol):
         ...
 
     async def update_session(
-        self, owner: str, session: SessionChoice, change: SessionChange, now: int
+        self,
+        owner: str,
+        session: SessionChoice,
+        change: SessionChange,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
     ) -> Session:
         """Change what `change` says; returns the session as it is then.
 
         Raises:
             SessionNotFound: as for `get_session`.
+            PreconditionFailed: its stamp is none of `if_stamp`; nothing was changed.
         """
         ...
 

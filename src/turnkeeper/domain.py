@@ -433,6 +433,15 @@ class Session(msgspec.Struct, frozen=True):
     variables: Mapping[str, str]
     metadata: Mapping[str, Any]
 
+    @property
+    def stamp(self) -> str:
+        """Another one after every change, and another than that of any other session."""
+        return make_stamp(self.id, self.version)
+
+
+def make_stamp(session_id: str, version: int) -> str:
+    return f"{session_id}.{version}"
+
 
 class SessionChange(msgspec.Struct, frozen=True):
     """What to change of a session: UNSET leaves a thing as it is, None takes it away.
@@ -461,7 +470,7 @@ TITLE_LENGTH = 60
 
 def make_title(text: str) -> str:
     """A title for a session that begins with these words: at most 60 characters, cut at a word."""
-    words = " ".join(text[: 8 * TITLE_LENGTH].split())
+    words = " ".join(text.lstrip()[: 8 * TITLE_LENGTH].split())
     if len(words) <= TITLE_LENGTH:
         return words
     cut = words.rfind(" ", 0, TITLE_LENGTH)

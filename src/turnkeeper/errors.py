@@ -21,6 +21,7 @@ logged whole, answered with little.
     │   ├── RevisionNotFound
     │   ├── DeploymentExists
     │   ├── DeploymentReadOnly  the configuration defines it, so only that can change it
+    │   ├── PreconditionFailed  the session is not any more as the caller knows it
     │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
@@ -121,6 +122,10 @@ class NotFound(Refused):
 
 class MethodNotAllowed(Refused):
     code = "method_not_allowed"
+
+
+class PreconditionFailed(Refused):
+    code = "precondition_failed"
 
 
 class SessionBusy(Refused):

@@ -4,7 +4,7 @@ What is said in them is the engine's. Knows the store by its contract, and the e
 runs in a session that goes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +29,7 @@ from turnkeeper.plans import Plans
 
 TITLE_LIMIT = 200  # characters
 METADATA_LIMIT = 16_384  # bytes of JSON
+METADATA_DEPTH = 100  # objects and lists within each other
 VARIABLES_LIMIT = 1_000
 PAGE_LIMIT = 100  # sessions
 MESSAGE_PAGE_LIMIT = 1_000
@@ -145,11 +146,19 @@ class Sessions:
             limit=min(limit, MESSAGE_PAGE_LIMIT),
         )
 
-    async def update(self, owner: str, session: SessionChoice, change: SessionChange) -> Session:
+    async def update(
+        self,
+        owner: str,
+        session: SessionChoice,
+        change: SessionChange,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> Session:
         """Change a session's title, model, metadata, whether it is pinned or archived.
 
         Raises:
             SessionNotFound, UnknownModel
+            PreconditionFailed: its stamp is none of `if_stamp`.
             InvalidRequest: a title or metadata that cannot be kept.
         """
         if isinstance(change.title, str):
@@ -160,7 +169,9 @@ class Sessions:
             change = msgspec.structs.replace(change, model=model)
         if change.metadata is not msgspec.UNSET:
             _check_metadata(change.metadata)
-        return await self._store.update_session(owner, session, change, self._now())
+        return await self._store.update_session(
+            owner, session, change, self._now(), if_stamp=if_stamp
+        )
 
     async def fork(self, owner: str, session: SessionChoice, at: MessageRef | None) -> Session:
         """A session of its own that holds what this one does, up to message `at`.
@@ -240,7 +251,25 @@ def _check_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    _check_depth(metadata)  # first: what is too deep cannot even be encoded
     encoded = msgspec.json.encode(metadata)
     if len(encoded) > METADATA_LIMIT:
         raise InvalidRequest(f"metadata must have at most {METADATA_LIMIT} bytes of JSON")
     return metadata
+
+
+def _check_depth(metadata: Mapping[str, Any]) -> None:
+    depth, level = 0, [metadata]
+    while level:
+        depth += 1
+        if depth > METADATA_DEPTH:
+            raise InvalidRequest(f"metadata must have at most {METADATA_DEPTH} levels")
+        level = [inner for outer in level for inner in _inside(outer) if _is_nest(inner)]
+
+
+def _inside(nest: Any) -> Collection[Any]:
+    return nest.values() if isinstance(nest, dict) else nest
+
+
+def _is_nest(value: Any) -> bool:
+    return isinstance(value, dict | list)

@@ -53,11 +53,14 @@ _clear_request = msgspec.json.Decoder(ClearRequest)
 
 async def chat(parts: Parts, call: Call) -> Outcome:
     request = decode_object(_chat_request, call.body)
-    message = request.message or ""
-    if not message.strip():
-        raise BlankMessage("No message provided")
-    session = choose_session(request.session_id) if request.session_id else None
-    reply = await parts.engine.take_turn(call.caller, session, message, model=request.model or None)
+    text, model = request.message or "", request.model or None
+    try:
+        session = choose_session(request.session_id) if request.session_id else None
+    except InvalidRequest:
+        parts.engine.check_message(text)  # seed 001: a wrong message is told first
+        parts.engine.check_model(model)
+        raise
+    reply = await parts.engine.take_turn(call.caller, session, text, model=model)
     turn = reply.turn
     session_id = request.session_id or turn.ref.session_id
     if call.wants_stream(request.stream):

@@ -158,6 +158,16 @@ def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     return decoded
 
 
+def decode_optional(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request's JSON object, all of whose fields may be left out, and so may itself.
+
+    Raises:
+        InvalidRequest: as `decode_object`.
+    """
+    says_nothing = b"".join(body.split()) in (b"", b"{}")
+    return decoder.decode(b"{}") if says_nothing else decode_object(decoder, body)
+
+
 def plain_text(value: msgspec.Raw) -> str:
     """A JSON value as text: a string as it is, anything else as its JSON without white space.
 
@@ -212,6 +222,7 @@ STATUSES: dict[str, int] = {
     "session_busy": 409,
     "deployment_exists": 409,
     "deployment_read_only": 409,
+    "precondition_failed": 412,
     "body_too_large": 413,
     "message_too_long": 413,
     "queue_full": 429,

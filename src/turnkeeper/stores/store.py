@@ -1,6 +1,6 @@
 """`contracts.Store` over any database that a driver can run transactions on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeVar
 
 from turnkeeper.contracts import (
@@ -92,10 +92,16 @@ class SqlStore:
         return await self._driver.read(lambda: sessions.get_session(owner, session))
 
     async def update_session(
-        self, owner: str, session: SessionChoice, change: SessionChange, now: int
+        self,
+        owner: str,
+        session: SessionChoice,
+        change: SessionChange,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
     ) -> Session:
         return await self._driver.write(
-            lambda: sessions.update_session(owner, session, change, now)
+            lambda: sessions.update_session(owner, session, change, now, if_stamp)
         )
 
     async def fork_session(

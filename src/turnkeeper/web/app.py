@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from turnkeeper.dialects import chatbot, chatsession, deployment, native
+from turnkeeper.dialects import chatbot, chatsession, deployment, documents, native
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
@@ -34,6 +34,7 @@ DIALECTS: tuple[Dialect, ...] = (
     chatbot.DIALECT,
     chatsession.DIALECT,
     deployment.DIALECT,
+    documents.DIALECT,
     native.DIALECT,
 )
 

@@ -10,7 +10,7 @@ from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
 from turnkeeper.web.streaming import EVENT_STREAM, Headers, send_answer, send_long, send_stream
 
-EXPOSED = b"Retry-After, Session-Id, Turn-Id, X-Request-Id"
+EXPOSED = b"ETag, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"

@@ -23,7 +23,7 @@ STREAM_HEADERS = (
 async def send_answer(send: Send, answer: Answer, extra: Headers, *, body: bool = True) -> None:
     """Send `answer` with `extra` headers; without its body to a HEAD request."""
     headers = [*answer.headers, *extra]
-    if answer.status != 204:
+    if answer.status not in (204, 304):
         headers.append((b"content-type", answer.content_type))
         headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

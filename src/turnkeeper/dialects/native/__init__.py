@@ -1,8 +1,10 @@
 """The native surface: what none of the seeds has, for what any of them made."""
 
-from turnkeeper.dialects.exchange import Dialect, encode_error
-from turnkeeper.dialects.native import deployments, turns
+from turnkeeper.dialects.exchange import Dialect
+from turnkeeper.dialects.native import deployments, sessions, turns
 
 DIALECT = Dialect(
-    routes=(*turns.ROUTES, *deployments.ROUTES), encode_error=encode_error, prefixes=("/api",)
+    routes=(*turns.ROUTES, *sessions.ROUTES, *deployments.ROUTES),
+    encode_error=sessions.encode_error,
+    prefixes=("/api",),
 )

@@ -1,6 +1,6 @@
 """Sessions as things one can hold: made, listed, read, changed, forked, cleared, deleted."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,8 +21,15 @@ from turnkeeper.domain import (
     SessionSummary,
     TurnRef,
     item_weight,
+    make_stamp,
 )
-from turnkeeper.errors import DeploymentNotFound, MessageNotFound, SessionBusy, SessionNotFound
+from turnkeeper.errors import (
+    DeploymentNotFound,
+    MessageNotFound,
+    PreconditionFailed,
+    SessionBusy,
+    SessionNotFound,
+)
 from turnkeeper.stores.sql.deployments import get_revision
 from turnkeeper.stores.sql.rows import (
     Row,
@@ -37,13 +44,16 @@ from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
 
 # --- Reading one -------------------------------------------------------------------------------
 
-# A session, with how many of its turns are open; without a title, with the words to make one of.
+# A session, with how many of its turns are open: the one that runs is the first of them, so that
+# those that are over are not looked at. Without a title, with the words to make one of.
 _SESSION = """
 SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, s.message_count,
     s.running, (SELECT COUNT(*) FROM turns t
-        WHERE t.session_id = s.id AND t.status IN ('queued', 'running')),
+        WHERE t.session_id = s.id AND t.number >= s.running
+            AND t.status IN ('queued', 'running')),
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
-    CASE WHEN s.title IS NULL THEN (SELECT substr(i.text, 1, 500) FROM items i
+    CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
+        FROM items i
         WHERE i.session_id = s.id AND i.kind = 'user' AND i.branch IS NULL
         ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
@@ -257,7 +267,7 @@ CHANGE_BY_ID = """
 UPDATE sessions SET title = CASE WHEN ? = 1 THEN ? ELSE title END,
     model = CASE WHEN ? = 1 THEN ? ELSE model END, pinned = COALESCE(?, pinned),
     archived = COALESCE(?, archived), version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id
+WHERE owner = ? AND id = ? RETURNING id, version
 """
 CHANGE_BY_ALIAS = CHANGE_BY_ID.replace("AND id = ?", "AND alias = ?")
 SET_METADATA = """
@@ -267,7 +277,11 @@ ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata
 
 
 def update_session(
-    owner: str, session: SessionChoice, change: SessionChange, now: int
+    owner: str,
+    session: SessionChoice,
+    change: SessionChange,
+    now: int,
+    if_stamp: Collection[str] | None,
 ) -> Transaction[Session]:
     arguments = (
         *_optional(change.title),
@@ -278,7 +292,9 @@ def update_session(
     )
     statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
     rows = yield statement, (*arguments, owner, _name(session))
-    id_ = _only(rows)[0]
+    id_, version = _only(rows)
+    if if_stamp is not None and make_stamp(id_, version - 1) not in if_stamp:
+        raise PreconditionFailed("The session has changed meanwhile; read it again")
     if change.metadata is not UNSET:
         yield SET_METADATA, (id_, encode_object(change.metadata))
     return (yield from get_session(owner, ById(id_)))
@@ -292,12 +308,9 @@ def _optional(value: Any) -> tuple[int, Any]:
 # --- Forking one -------------------------------------------------------------------------------
 
 LOCK_BY_ID = """
-UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id
+UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id, running
 """
 LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
-FIRST_OPEN = """
-SELECT MIN(number) FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
-"""
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
@@ -331,8 +344,8 @@ def fork_session(
     owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
 ) -> Transaction[Session]:
     rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))
-    id_ = _only(rows)[0]
-    last = yield from _last_place(id_, at)
+    id_, running = _only(rows)
+    last = yield from _last_place(id_, running, at)
     sums = yield SUMS_TAKEN_ALONG, (id_, *last)
     turns, counted, hidden, weight = (int(value or 0) for value in sums[0])
     yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
@@ -341,10 +354,11 @@ def fork_session(
     return (yield from get_session(owner, ById(new_id)))
 
 
-def _last_place(session_id: str, at: MessageRef | None) -> Transaction[tuple[int, int]]:
+def _last_place(
+    session_id: str, running: int | None, at: MessageRef | None
+) -> Transaction[tuple[int, int]]:
     if at is None:
-        rows = yield FIRST_OPEN, (session_id,)
-        return _END if rows[0][0] is None else (rows[0][0], -1)
+        return _END if running is None else (running, -1)
     if at.session_id == session_id:
         rows = yield FIND_MESSAGE, (session_id, at.turn, at.position)
         if rows:

@@ -1,0 +1,188 @@
+"""A session and its messages on the wire, for every dialect that has no words of its own for them.
+
+What a session looks like: in a list; read alone; with what was said in it. Aliases are never
+shown: a client that chose one knows it.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from turnkeeper.contracts import MessagePage
+from turnkeeper.dialects.exchange import Answer, Call, Parts, encode_json
+from turnkeeper.dialects.turn_stream import encode_time
+from turnkeeper.domain import (
+    ById,
+    ListedItem,
+    Message,
+    MessageRef,
+    Session,
+    TurnRef,
+    parse_message_id,
+)
+from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound, TurnEnded
+from turnkeeper.reply import Reply
+
+# --- What a session looks like -----------------------------------------------------------------
+
+
+def encode_summary(session: Session) -> dict[str, Any]:
+    """A session in a list."""
+    return {
+        "id": session.id,
+        "title": session.title,
+        "deployment": session.deployment,
+        "model": session.model,
+        "message_count": session.message_count,
+        "pinned": session.pinned,
+        "archived": session.archived,
+        "metadata": session.metadata,
+        "created_at": encode_time(session.created_at),
+        "updated_at": encode_time(session.updated_at),
+    }
+
+
+def encode_session(session: Session) -> dict[str, Any]:
+    """A session read alone, without what was said in it."""
+    running = session.running
+    return {
+        **encode_summary(session),
+        "engineStateId": session.revision,  # seed 004's word for a revision
+        "variables": session.variables,
+        "running_turn_id": None if running is None else TurnRef(session.id, running).id,
+    }
+
+
+def encode_conversation(page: MessagePage, next_: str | None) -> dict[str, Any]:
+    """A session with messages, and the cursor for those before them."""
+    return {
+        **encode_session(page.session),
+        "section_id": None,
+        "document_id": None,
+        "messages": encode_messages(page),
+        "context_documents": [],
+        "references": [],
+        "config": {},
+        "next": next_,
+    }
+
+
+def encode_messages(page: MessagePage) -> list[dict[str, Any]]:
+    return [encode_message(page.session.id, item) for item in page.messages]
+
+
+def encode_message(session_id: str, item: ListedItem) -> dict[str, Any]:
+    words, status = item.item, item.status
+    assert isinstance(words, Message)  # noqa: S101
+    return {
+        "id": MessageRef(session_id, item.turn, item.position).id,
+        "turn_id": None if status is None else TurnRef(session_id, item.turn).id,
+        "role": words.role,
+        "content": words.text,
+        "status": None if status is None else status.value,
+        "model": item.model,
+        "timestamp": encode_time(item.at),
+        "references": [],
+    }
+
+
+def older(page: MessagePage) -> str | None:
+    """The cursor for what is before a page that was read backwards."""
+    return _cursor(page.session.id, page.messages[:1]) if page.more else None
+
+
+def newer(page: MessagePage) -> str | None:
+    """The cursor for what is behind a page that was read forwards."""
+    return _cursor(page.session.id, page.messages[-1:]) if page.more else None
+
+
+def _cursor(session_id: str, items: Sequence[ListedItem]) -> str | None:
+    return MessageRef(session_id, items[0].turn, items[0].position).id if items else None
+
+
+async def read_said(parts: Parts, call: Call, reply: Reply, limit: int) -> MessagePage:
+    """The last `limit` messages up to a reply that was just completed, itself the last.
+
+    Raises:
+        TurnEnded: it was removed since; the caller learns what it would have a moment earlier.
+    """
+    ref = reply.turn.ref
+    behind = MessageRef(ref.session_id, ref.number + 1, 0)
+    try:
+        page = await parts.sessions.page_messages(
+            call.caller, ById(ref.session_id), before=behind, limit=limit
+        )
+    except SessionNotFound:
+        page = None
+    if page is None or not any(_is_reply(item, ref.number) for item in page.messages[-1:]):
+        raise TurnEnded(ref.id, ref.session_id, "turn_cancelled", "The turn was cancelled", None)
+    return page
+
+
+def _is_reply(item: ListedItem, number: int) -> bool:
+    return item.turn == number and isinstance(item.item, Message) and item.item.role == "assistant"
+
+
+# --- What names a message ----------------------------------------------------------------------
+
+
+def find_message(text: str) -> MessageRef:
+    """The message that a caller means; an id of impossible form is not looked for.
+
+    Raises:
+        MessageNotFound: there can be none.
+    """
+    ref = parse_message_id(text)
+    if ref is None:
+        raise MessageNotFound("Message not found")
+    return ref
+
+
+# --- Tags: how a client knows that a session has changed ----------------------------------------
+
+_TAG = re.compile(r'(W/)?"([^"]*)"')
+
+
+def tagged_answer(status: int, session: Session, view: Any, *, made: bool = False) -> Answer:
+    """`{"chat_session": view}` with the session's tag; with `made`, and where to find it."""
+    headers = [(b"etag", tag_of(session))]
+    if made:
+        headers.append((b"location", f"/api/chat-sessions/{session.id}".encode()))
+    return Answer(status, encode_json({"chat_session": view}), tuple(headers))
+
+
+def tag_of(session: Session) -> bytes:
+    """Strong: the same tag, the same bytes at the same address."""
+    return f'"{session.stamp}"'.encode()
+
+
+def is_known(session: Session, call: Call) -> bool:
+    """Whether `If-None-Match` names the session as it is: compared weakly, as RFC 9110 has it."""
+    wanted = call.header(b"if-none-match").strip()
+    return wanted == "*" or session.stamp in {stamp for _, stamp in _TAG.findall(wanted)}
+
+
+def wanted_stamps(call: Call) -> Collection[str] | None:
+    """What `If-Match` demands, compared strongly; None when any session will do."""
+    wanted = call.header(b"if-match").strip()
+    if wanted in ("", "*"):
+        return None
+    return {stamp for weak, stamp in _TAG.findall(wanted) if not weak}
+
+
+# --- Queries -----------------------------------------------------------------------------------
+
+
+def query_limit(call: Call, default: int, most: int) -> int:
+    """How many things are wanted on a page.
+
+    Raises:
+        InvalidRequest: no number from 1 to `most`.
+    """
+    text = call.query.get("limit")
+    if text is None:
+        return default
+    number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if not 1 <= number <= most:
+        raise InvalidRequest(f"limit must be a number from 1 to {most}")
+    return number

@@ -1,0 +1,202 @@
+"""A session belongs to no dialect: made through one, it is used through every other.
+
+A dialect is here what its clients do with it, in a few functions; what it has no call for is
+None. To add a dialect is to add a `Speaker` to `SPEAKERS`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from rig.model_server import ModelServer
+from tests.test_process import server_of
+
+Http = aiohttp.ClientSession
+
+
+@dataclass(frozen=True)
+class Made:
+    """A session in which `one` was said: its id, and what the dialect that made it calls it."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """How a dialect's client makes a session, talks, reads, clears and ends.
+
+    Attributes:
+        say: the reply to a message.
+        read: what was said, in order, or how many messages there are where no more is told.
+    """
+
+    name: str
+    make: Callable[[Http], Awaitable[Made]] | None = None
+    say: Callable[[Http, str, str], Awaitable[str]] | None = None
+    read: Callable[[Http, str], Awaitable[list[str] | int]] | None = None
+    clear: Callable[[Http, str], Awaitable[None]] | None = None
+    end: Callable[[Http, str], Awaitable[None]] | None = None
+
+
+async def ask(http: Http, method: str, path: str, body: Any = None) -> tuple[Any, Any]:
+    """Body and headers of an answer that must be a success."""
+    async with http.request(method, path, json=body) as response:
+        text = await response.text()
+        assert response.status < 300, (method, path, response.status, text)
+        return (await response.json() if text else None), response.headers
+
+
+# --- chatbot -----------------------------------------------------------------------------------
+
+
+async def chatbot_make(http: Http) -> Made:
+    answer, headers = await ask(http, "POST", "/api/chat", {"message": "one"})
+    return Made(headers["session-id"], answer["session_id"])
+
+
+async def chatbot_make_alias(http: Http) -> Made:
+    body = {"message": "one", "session_id": "mine"}
+    answer, headers = await ask(http, "POST", "/api/chat", body)
+    return Made(headers["session-id"], answer["session_id"])
+
+
+async def chatbot_say(http: Http, session: str, text: str) -> str:
+    body = {"message": text, "session_id": session}
+    return (await ask(http, "POST", "/api/chat", body))[0]["response"]
+
+
+async def chatbot_read(http: Http, session: str) -> int:
+    """By whichever name: only one session is there."""
+    listed, _ = await ask(http, "GET", "/api/sessions")
+    return sum(entry["message_count"] for entry in listed)
+
+
+async def chatbot_clear(http: Http, session: str) -> None:
+    await ask(http, "POST", "/api/clear", {"session_id": session})
+
+
+# --- native, documents -------------------------------------------------------------------------
+
+SESSIONS = "/api/chat-sessions"
+
+
+async def native_make(http: Http) -> Made:
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "You said: one"},
+    ]
+    answer, _ = await ask(http, "POST", SESSIONS, {"messages": messages})
+    id_ = answer["chat_session"]["id"]
+    return Made(id_, id_)
+
+
+async def native_read(http: Http, session: str) -> list[str]:
+    answer, _ = await ask(http, "GET", f"{SESSIONS}/{session}/messages?after=0")
+    return [message["content"] for message in answer["messages"]]
+
+
+async def native_end(http: Http, session: str) -> None:
+    await ask(http, "DELETE", f"{SESSIONS}/{session}")
+
+
+async def documents_say(http: Http, session: str, text: str) -> str:
+    body = {"message": text}
+    return (await ask(http, "POST", f"{SESSIONS}/{session}/messages", body))[0]["response"]
+
+
+async def documents_read(http: Http, session: str) -> list[str]:
+    answer, _ = await ask(http, "GET", f"{SESSIONS}/{session}")
+    return [message["content"] for message in answer["chat_session"]["messages"]]
+
+
+async def documents_clear(http: Http, session: str) -> None:
+    await ask(http, "POST", f"{SESSIONS}/{session}/clear")
+
+
+SPEAKERS = (
+    Speaker(
+        name="chatbot",
+        make=chatbot_make,
+        say=chatbot_say,
+        read=chatbot_read,
+        clear=chatbot_clear,
+    ),
+    Speaker(name="chatbot-alias", make=chatbot_make_alias),
+    Speaker(name="native", make=native_make, read=native_read, end=native_end),
+    Speaker(name="documents", say=documents_say, read=documents_read, clear=documents_clear),
+)
+
+# --- The matrix --------------------------------------------------------------------------------
+
+makers = pytest.mark.parametrize(
+    "maker", [speaker for speaker in SPEAKERS if speaker.make], ids=lambda s: s.name
+)
+names = pytest.mark.parametrize("name", ["id", "name"])
+
+
+def others(act: str) -> pytest.MarkDecorator:
+    """Every dialect that has a call for this."""
+    able = [speaker for speaker in SPEAKERS if getattr(speaker, act)]
+    return pytest.mark.parametrize("other", able, ids=lambda s: s.name)
+
+
+@pytest.fixture
+async def http(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Http]:
+    with server_of(model_server, tmp_path) as server:
+        async with aiohttp.ClientSession(server.url) as http:
+            yield http
+
+
+async def made_by(maker: Speaker, http: Http, name: str) -> str:
+    assert maker.make is not None
+    return str(getattr(await maker.make(http), name))
+
+
+async def read_everywhere(http: Http, session: str) -> list[list[str] | int]:
+    return [await speaker.read(http, session) for speaker in SPEAKERS if speaker.read]
+
+
+def agree(readings: list[list[str] | int], said: list[str]) -> bool:
+    return all(reading in (said, len(said)) for reading in readings)
+
+
+@makers
+@others("say")
+@names
+async def test_it_is_continued(
+    maker: Speaker, other: Speaker, name: str, http: Http, model_server: ModelServer
+) -> None:
+    session = await made_by(maker, http, name)
+    assert other.say is not None
+    assert await other.say(http, session, "two") == "You said: two"
+    shown = [message["content"] for message in model_server.requests[-1].body["messages"]]
+    assert shown[-3:] == ["one", "You said: one", "two"]
+    said = ["one", "You said: one", "two", "You said: two"]
+    assert agree(await read_everywhere(http, session), said)
+
+
+@makers
+@others("clear")
+@names
+async def test_it_is_cleared(maker: Speaker, other: Speaker, name: str, http: Http) -> None:
+    session = await made_by(maker, http, name)
+    assert other.clear is not None
+    await other.clear(http, session)
+    assert agree(await read_everywhere(http, session), [])
+
+
+@makers
+@others("end")
+@names
+async def test_it_is_ended(maker: Speaker, other: Speaker, name: str, http: Http) -> None:
+    session = await made_by(maker, http, name)
+    assert other.end is not None
+    await other.end(http, session)
+    async with http.get(f"{SESSIONS}/{session}") as response:
+        assert response.status == 404
+    assert (await ask(http, "GET", f"{SESSIONS}?archived=any"))[0]["chat_sessions"] == []
