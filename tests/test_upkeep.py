@@ -221,7 +221,7 @@ def test_damage_is_found_and_an_older_backup_kept(path: Path) -> None:
     turnkeeper(path.parent, "backup", "copy.db")
     whole = path.with_name("copy.db").read_bytes()
     spoiled = bytearray(path.read_bytes())
-    spoiled[60_000:80_000] = b"\xff" * 20_000
+    spoiled[-40_000:-20_000] = b"\xff" * 20_000  # among the turns
     path.write_bytes(spoiled)
     said = failure(path.parent, "backup", "copy.db", "--force", code=1)
     assert "The backup was not made" in said
