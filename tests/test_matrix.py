@@ -118,6 +118,48 @@ async def documents_clear(http: Http, session: str) -> None:
     await ask(http, "POST", f"{SESSIONS}/{session}/clear")
 
 
+# --- chatsession -------------------------------------------------------------------------------
+
+
+async def chatsession_make(http: Http) -> Made:
+    answer, _ = await ask(http, "POST", "/session/create", {"ini_message": "one"})
+    return Made(answer["session_id"], answer["session_id"])
+
+
+async def chatsession_say(http: Http, session: str, text: str) -> str:
+    body = {"session_id": session, "msg_text": text}
+    return (await ask(http, "POST", "/session/send", body))[0]["msg_text"]
+
+
+async def chatsession_end(http: Http, session: str) -> None:
+    await ask(http, "DELETE", f"/session/end?session_id={session}")
+
+
+# --- deployment --------------------------------------------------------------------------------
+
+BASE = "/deployments/default"
+
+
+async def deployment_make(http: Http) -> Made:
+    answer, _ = await ask(http, "POST", f"{BASE}/create-chat-session")
+    await deployment_say(http, answer["chat_session_id"], "one")
+    return Made(answer["chat_session_id"], answer["chat_session_id"])
+
+
+async def deployment_say(http: Http, session: str, text: str) -> str:
+    body = {"chat_session_id": session, "user_message": text}
+    return (await ask(http, "POST", f"{BASE}/invoke", body))[0]["message"]
+
+
+async def deployment_read(http: Http, session: str) -> list[str]:
+    answer, _ = await ask(http, "GET", f"{BASE}/chat-session/{session}")
+    return [message["content"] for message in answer["data"]["messages"]]
+
+
+async def deployment_end(http: Http, session: str) -> None:
+    await ask(http, "DELETE", f"{BASE}/chat-session/{session}")
+
+
 SPEAKERS = (
     Speaker(
         name="chatbot",
@@ -129,6 +171,14 @@ SPEAKERS = (
     Speaker(name="chatbot-alias", make=chatbot_make_alias),
     Speaker(name="native", make=native_make, read=native_read, end=native_end),
     Speaker(name="documents", say=documents_say, read=documents_read, clear=documents_clear),
+    Speaker(name="chatsession", make=chatsession_make, say=chatsession_say, end=chatsession_end),
+    Speaker(
+        name="deployment",
+        make=deployment_make,
+        say=deployment_say,
+        read=deployment_read,
+        end=deployment_end,
+    ),
 )
 
 # --- The matrix --------------------------------------------------------------------------------

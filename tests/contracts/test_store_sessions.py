@@ -32,6 +32,7 @@ from turnkeeper.errors import (
     DeploymentReadOnly,
     InvalidRequest,
     MessageNotFound,
+    PreconditionFailed,
     RevisionNotFound,
     SessionBusy,
     SessionNotFound,
@@ -274,6 +275,35 @@ async def test_changes_change_what_they_say_and_nothing_else(store: Store) -> No
     for owner, other in (("bob", session), ("ann", ByAlias("none"))):
         with pytest.raises(SessionNotFound):
             await store.update_session(owner, other, SessionChange(title="x"), NOW)
+
+
+async def test_a_change_to_another_state_than_the_caller_knows_is_refused(store: Store) -> None:
+    made = await store.create_session(a_session(title="old", metadata={"a": 1}))
+    session = ById(made.id)
+    known = {made.stamp, "other"}
+    changed = await store.update_session(
+        "ann", session, SessionChange(title="new"), NOW, if_stamp=known
+    )
+    assert changed.stamp not in known
+    change = SessionChange(title="newer", metadata={})
+    for stamps in (known, set[str]()):
+        with pytest.raises(PreconditionFailed):
+            await store.update_session("ann", session, change, NOW, if_stamp=stamps)
+    assert await store.get_session("ann", session) == changed
+
+
+async def test_open_turns_are_counted(store: Store) -> None:
+    async def count() -> int:
+        return (await store.get_session("ann", S)).open_turns
+
+    await say(store, "Hello", "Hi", S)
+    assert await count() == 0
+    running = await store.begin_turn(a_turn("one", session=S))
+    await store.begin_turn(a_turn("two", session=S))
+    await store.begin_turn(a_turn("three", session=S))
+    assert await count() == 3
+    await store.end_turn(running.turn.ref, completed("x"), NOW)
+    assert await count() == 2
 
 
 async def test_a_session_without_a_title_has_one_made_of_its_first_message(store: Store) -> None:

@@ -23,6 +23,7 @@ from turnkeeper.dialects.exchange import (
     decode_object,
     decode_optional,
     encode_json,
+    plain_text,
     turn_headers,
 )
 from turnkeeper.dialects.session_view import (
@@ -105,20 +106,12 @@ async def create_session(parts: Parts, call: Call) -> Answer:
         wanted.deployment,
         wanted.title,
         wanted.model,
-        {name: _as_text(value) for name, value in wanted.variables.items()},
+        {name: plain_text(value) for name, value in wanted.variables.items()},
         wanted.metadata,
         wanted.messages,
     )
     session = await parts.sessions.create(call.caller, request)
     return tagged_answer(201, session, encode_session(session), made=True)
-
-
-def _as_text(value: msgspec.Raw) -> str:
-    """A variable's value as a prompt shows it: a string as it is, else its JSON, compact."""
-    raw = bytes(value)
-    if raw.startswith(b'"'):
-        return msgspec.json.decode(raw, type=str)
-    return msgspec.json.format(raw, indent=-1).decode()
 
 
 async def list_sessions(parts: Parts, call: Call) -> Answer:

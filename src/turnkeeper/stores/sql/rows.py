@@ -92,7 +92,7 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
 def decode_session(row: Row) -> Session:
     """From the columns of a session's statement; the flags and the JSON come as they are kept."""
     variables, metadata, first_words = row[14:]
-    title = row[2] or (make_title(first_words) if first_words else None)
+    title = row[2] or make_title(first_words or "") or None
     values = (
         *row[:2],
         title,
