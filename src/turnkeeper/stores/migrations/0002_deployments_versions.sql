@@ -43,7 +43,6 @@ CREATE TABLE session_data (
 -- The turn in whose place this one stands, and the one whose words it answers; NULL is itself.
 ALTER TABLE turns ADD COLUMN slot BIGINT;
 ALTER TABLE turns ADD COLUMN input BIGINT;
-CREATE INDEX turns_by_slot ON turns (session_id, slot) WHERE slot IS NOT NULL;
 
 -- NULL for what is listed. What was replaced carries the number of the turn it begins with: all
 -- of it goes and comes back together.

@@ -101,7 +101,11 @@ def ping() -> Transaction[None]:
 LIST_SESSIONS = """
 SELECT id, alias, message_count FROM sessions WHERE owner = ? AND message_count > 0 ORDER BY id
 """
-NEXT_SESSIONS = _SESSION + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+# Without variables, which may be long and are in no list.
+NEXT_SESSIONS = (
+    _SESSION.replace("d.variables", "NULL")
+    + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+)
 
 _BEYOND = "t"  # after every session's id
 _SCANNED = 1000  # sessions looked at for one page, at most about
