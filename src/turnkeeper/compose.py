@@ -14,21 +14,28 @@ from pathlib import Path
 import uvicorn
 
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import Store
+from turnkeeper.contracts import DocumentStore, Store
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
-from turnkeeper.domain import make_revision_id, make_session_id
+from turnkeeper.domain import (
+    make_document_id,
+    make_revision_id,
+    make_section_id,
+    make_session_id,
+)
 from turnkeeper.engine import Engine, Policy
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.keeper import Keeper
+from turnkeeper.library import Library
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
 from turnkeeper.randomness import Randomness
 from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
+from turnkeeper.stores.documents import SqlDocuments
 from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
-from turnkeeper.stores.store import SqlStore
+from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
@@ -135,12 +142,13 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
         for warning in check_deployments(config.all_deployments(), offers, absences):
             log.warning("%s", warning)
-        store = await open_store(config.database)
+        driver = await open_driver(config.database)
+        store, documents = SqlStore(driver), SqlDocuments(driver)
         try:
             settled = await _settle(store)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            parts = await _assemble(store, offers, config)
+            parts = await _assemble(store, documents, offers, config)
             keeping = asyncio.create_task(Keeper(store, now=_now).run())
             try:
                 yield parts
@@ -152,21 +160,39 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             await store.close()
 
 
-async def _assemble(store: Store, offers: Offers, config: Config) -> Parts:
+async def _assemble(
+    store: Store, documents: DocumentStore, offers: Offers, config: Config
+) -> Parts:
     plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
     default = entries[0].name
 
-    def new_id() -> str:
-        return make_session_id(time.time_ns() // 1000, random.bits(76))
+    def new_id(make: Callable[[int, int], str] = make_session_id) -> str:
+        return make(time.time_ns() // 1000, random.bits(76))
 
     deployments = Deployments(
         store, offers, plans, default, now=_now, new_id=lambda: make_revision_id(random.bits(130))
     )
     blueprints = {entry.name: entry.blueprint for entry in entries}
     await deployments.adopt(blueprints, complete=config.has_file)
-    engine = Engine(store, offers, plans, _policy(config, default), now=_now, new_id=new_id)
+    engine = Engine(
+        store,
+        offers,
+        plans,
+        _policy(config, default),
+        background=documents.get_passage,
+        now=_now,
+        new_id=new_id,
+    )
     sessions = Sessions(store, engine, plans, default, now=_now, new_id=new_id)
-    return Parts(engine, sessions, deployments)
+    library = Library(
+        documents,
+        sessions,
+        engine,
+        now=_now,
+        new_document_id=lambda: new_id(make_document_id),
+        new_section_id=lambda: new_id(make_section_id),
+    )
+    return Parts(engine, sessions, deployments, library)
 
 
 async def _settle(store: Store) -> int:
@@ -178,13 +204,18 @@ async def _settle(store: Store) -> int:
 
 async def open_store(url: str) -> Store:
     """The store at a database URL, locked and migrated."""
+    return SqlStore(await open_driver(url))
+
+
+async def open_driver(url: str) -> Driver:
+    """The driver of the database at a URL, locked and migrated."""
     path = _sqlite_path(url)
     if path is not None:
-        return SqlStore(open_sqlite(path))
+        return open_sqlite(path)
     # Here, so that those who use SQLite need not carry asyncpg in memory.
     from turnkeeper.stores.postgres import open_postgres  # noqa: PLC0415
 
-    return SqlStore(await open_postgres(url))
+    return await open_postgres(url)
 
 
 def _policy(config: Config, deployment: str) -> Policy:

@@ -4,7 +4,7 @@ The docstrings are the contract, and the exams in `tests/contracts/` hold every 
 provider to these sentences.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -12,15 +12,22 @@ import msgspec
 from turnkeeper.domain import (
     Basis,
     Deployment,
+    Document,
     Ending,
     History,
     Item,
+    Kept,
     ListedItem,
     MessageRef,
     Model,
     ModelChoice,
+    Passage,
     Prompt,
     Revision,
+    Section,
+    SectionChange,
+    SectionDraft,
+    SectionSize,
     Session,
     SessionChange,
     SessionChoice,
@@ -33,6 +40,11 @@ from turnkeeper.domain import (
 from turnkeeper.events import ProviderEvent
 
 Source = Literal["file", "api"]
+
+
+# From the section that a session is the chat of to what a model is shown of it: as it is now, None
+# if it is gone. May raise `StoreUnavailable`.
+Background = Callable[[str], Awaitable[Passage | None]]
 
 
 class NewTurn(msgspec.Struct, frozen=True):
@@ -49,6 +61,7 @@ class NewTurn(msgspec.Struct, frozen=True):
             undoes the turn.
         queue_limit: how many turns may wait in one session.
         revisions: those the caller knows already, by id, so that they need not be read.
+        kept: what is to be kept with the session from now on; the basis has it already.
     """
 
     owner: str
@@ -62,6 +75,7 @@ class NewTurn(msgspec.Struct, frozen=True):
     queue_limit: int
     revisions: Mapping[str, Revision]
     now: int
+    kept: Kept | None = None
 
 
 class NewVersion(msgspec.Struct, frozen=True):
@@ -102,6 +116,7 @@ class NewSession(msgspec.Struct, frozen=True):
     Attributes:
         items: a conversation that was had elsewhere.
         check: raises what speaks against such a session; pure, like `NewTurn.choose`.
+        section: the section whose chat it is to be.
     """
 
     owner: str
@@ -114,6 +129,29 @@ class NewSession(msgspec.Struct, frozen=True):
     items: tuple[Item, ...]
     check: Callable[[Basis], None]
     now: int
+    section: str | None = None
+
+
+class NewSection(msgspec.Struct, frozen=True):
+    """A section to create, at a position among the others; at the end if None or beyond it."""
+
+    id: str
+    draft: SectionDraft
+    position: int | None = None
+
+
+class OpenedChat(msgspec.Struct, frozen=True):
+    """The session that is a section's chat, and whether it was made just now."""
+
+    session_id: str
+    is_new: bool
+
+
+class ChangedSection(msgspec.Struct, frozen=True):
+    """A section as it is after a change, and its text as it was before."""
+
+    section: Section
+    old_content: str
 
 
 class SessionPage(msgspec.Struct, frozen=True):
@@ -266,7 +304,8 @@ class Store(Protocol):
         """Make a session of its own that holds what this one does, up to and with message `at`.
 
         None is for all of it, but for turns that are not over. The fork has the same revision,
-        variables, model, title and metadata, and shares nothing: neither can change the other.
+        variables, model, title, metadata and config, and shares nothing: neither can change the
+        other. It is no section's chat.
 
         Raises:
             SessionNotFound: as for `get_session`.
@@ -454,6 +493,128 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun, then let go of the database."""
+        ...
+
+
+class DocumentStore(Protocol):
+    """Keeps documents and their sections.
+
+    Writes are on disk, or undone whole, as for `Store`, and every method may raise
+    `StoreUnavailable`. What belongs to another owner does not exist: unless it says otherwise,
+    a method raises `DocumentNotFound` for a document that is not there or not the owner's, and
+    `SectionNotFound` for a section that is not in it.
+    """
+
+    async def create_document(
+        self,
+        owner: str,
+        document_id: str,
+        title: str,
+        sections: Sequence[NewSection],
+        now: int,
+    ) -> Document:
+        """Store a document with these sections, in this order."""
+        ...
+
+    async def list_documents(self, owner: str) -> Sequence[Document]:
+        """The owner's documents, newest first."""
+        ...
+
+    async def get_document(self, owner: str, document_id: str) -> Document: ...
+
+    async def list_section_sizes(
+        self, owner: str, document_id: str
+    ) -> tuple[Document, Sequence[SectionSize]]:
+        """A document, and which sections it has, in order, without reading their texts."""
+        ...
+
+    async def get_sections(
+        self, owner: str, document_id: str, ids: Sequence[str]
+    ) -> Sequence[Section]:
+        """Those of a document's sections that are still there, in the order of `ids`."""
+        ...
+
+    async def rename_document(
+        self,
+        owner: str,
+        document_id: str,
+        title: str,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> Document:
+        """Give a document another title.
+
+        Raises:
+            PreconditionFailed: its stamp is none of `if_stamp`; nothing was changed.
+        """
+        ...
+
+    async def delete_document(self, owner: str, document_id: str) -> Sequence[TurnRef]:
+        """Remove a document, its sections, their chats, and every row that belongs to these.
+
+        Returns:
+            The turns that were queued or running, now gone; whoever runs them should stop.
+        """
+        ...
+
+    async def create_section(
+        self, owner: str, document_id: str, new: NewSection, now: int
+    ) -> Section:
+        """Store a section at its position; those from there on stand one further."""
+        ...
+
+    async def get_section(self, owner: str, document_id: str, section_id: str) -> Section: ...
+
+    async def update_section(
+        self,
+        owner: str,
+        document_id: str,
+        section_id: str,
+        change: SectionChange,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> ChangedSection:
+        """Change what `change` says. `position` is where it stands among the others afterwards.
+
+        Raises:
+            PreconditionFailed: its stamp is none of `if_stamp`; nothing was changed.
+        """
+        ...
+
+    async def delete_section(
+        self, owner: str, document_id: str, section_id: str, now: int
+    ) -> Sequence[TurnRef]:
+        """Remove a section and its chat, and every row that belongs to these.
+
+        Returns:
+            As `delete_document`.
+        """
+        ...
+
+    async def find_chat(self, owner: str, document_id: str, section_id: str) -> str | None:
+        """The session that is a section's chat; None if there is none, or it is gone.
+
+        Raises:
+            DocumentNotFound: there is no such document.
+            AccessDenied: it is someone else's.
+        """
+        ...
+
+    async def open_chat(self, owner: str, document_id: str, new: NewSession) -> OpenedChat:
+        """The session that is the chat of section `new.section`; `new` is made if there is none.
+
+        However many ask at once, one session is made. It takes the place of one that is gone.
+
+        Raises:
+            DocumentNotFound, AccessDenied: as for `find_chat`.
+            DeploymentNotFound: there is no such deployment.
+        """
+        ...
+
+    async def get_passage(self, section_id: str) -> Passage | None:
+        """A section amid its document as they are now; None if it is gone."""
         ...
 
 

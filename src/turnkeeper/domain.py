@@ -1,11 +1,11 @@
-"""The words of Turnkeeper as records: sessions, items, turns, models.
+"""The words of Turnkeeper as records: sessions, items, turns, models, documents.
 
 Frozen, made of plain values, without I/O. Times are integers: milliseconds since 1970 in UTC.
 Ids are made here and nowhere else; DESIGN: "made by the server, unguessable, one format".
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 _DIGIT_PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
 _SESSION_ID = re.compile(r"s[0-9a-v]{26}")
 _TURN_ID = re.compile(r"t([0-9a-v]{26})_([1-9][0-9]{0,8})")
+_DOCUMENT_ID = re.compile(r"d[0-9a-v]{26}")
+_SECTION_ID = re.compile(r"c[0-9a-v]{26}")
 _MESSAGE_ID = re.compile(r"m([0-9a-v]{26})_([1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})")
 
 
@@ -30,13 +32,35 @@ def make_session_id(microseconds: int, random: int) -> str:
     in front keeps sessions made together close together in the database, and puts ids in order
     of creation.
     """
+    return "s" + _timed_digits(microseconds, random)
+
+
+def _timed_digits(microseconds: int, random: int) -> str:
     number = (microseconds & ((1 << 54) - 1)) << 76 | random
-    return "s" + "".join([_DIGIT_PAIRS[number >> shift & 1023] for shift in range(120, -10, -10)])
+    return "".join([_DIGIT_PAIRS[number >> shift & 1023] for shift in range(120, -10, -10)])
 
 
 def is_session_id(text: str) -> bool:
     """Whether `text` has the form of an id that only the server makes."""
     return _SESSION_ID.fullmatch(text) is not None
+
+
+def make_document_id(microseconds: int, random: int) -> str:
+    """An id for a document: `d` and 26 digits, made like those of a session."""
+    return "d" + _timed_digits(microseconds, random)
+
+
+def is_document_id(text: str) -> bool:
+    return _DOCUMENT_ID.fullmatch(text) is not None
+
+
+def make_section_id(microseconds: int, random: int) -> str:
+    """An id for a section of a document: `c` and 26 digits, made like those of a session."""
+    return "c" + _timed_digits(microseconds, random)
+
+
+def is_section_id(text: str) -> bool:
+    return _SECTION_ID.fullmatch(text) is not None
 
 
 class TurnRef(msgspec.Struct, frozen=True):
@@ -385,15 +409,42 @@ class Deployment(msgspec.Struct, frozen=True):
     updated_at: int
 
 
+class ChatConfig(msgspec.Struct, frozen=True):
+    """What of a session's `config` acts on its turns; its other keys are its client's own.
+
+    `instructions` are added to the system message; `detailed_instructions` are the same by
+    another name, where there are no `instructions`.
+    """
+
+    model: ModelId | None = None
+    temperature: Temperature | None = None
+    instructions: str | None = None
+    detailed_instructions: str | None = msgspec.field(default=None, name="detailedInstructions")
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the sender of a message wants kept with its session; None leaves a thing as it is."""
+
+    config: Mapping[str, Any] | None
+    context_documents: Sequence[str] | None
+
+
 class Basis(msgspec.Struct, frozen=True):
-    """What a session's turns are made on: all that was fixed when it was made, and its model."""
+    """What a session's turns are made on: all that was fixed when it was made, and its model.
+
+    Attributes:
+        section: the id of the section whose chat it is; None for any other session.
+        config: None if it has none.
+    """
 
     revision: Revision
     variables: Mapping[str, str]
     model: str | None
+    section: str | None = None
+    config: ChatConfig | None = None
 
 
-# --- Sessions and models -----------------------------------------------------------------------
+# --- Sessions ----------------------------------------------------------------------------------
 
 
 class SessionSummary(msgspec.Struct, frozen=True):
@@ -414,6 +465,8 @@ class Session(msgspec.Struct, frozen=True):
         running: the number of the turn that runs; None if none does.
         open_turns: how many of its turns are queued or running.
         version: another one after every change to the session or what was said in it.
+        section, document: the section whose chat it is, and the document that is in.
+        config, context_documents: what its client keeps with it.
     """
 
     id: str
@@ -432,6 +485,10 @@ class Session(msgspec.Struct, frozen=True):
     updated_at: int
     variables: Mapping[str, str]
     metadata: Mapping[str, Any]
+    section: str | None
+    document: str | None
+    config: Mapping[str, Any]
+    context_documents: Sequence[str]
 
     @property
     def stamp(self) -> str:
@@ -439,8 +496,8 @@ class Session(msgspec.Struct, frozen=True):
         return make_stamp(self.id, self.version)
 
 
-def make_stamp(session_id: str, version: int) -> str:
-    return f"{session_id}.{version}"
+def make_stamp(id_: str, version: int) -> str:
+    return f"{id_}.{version}"
 
 
 class SessionChange(msgspec.Struct, frozen=True):
@@ -503,6 +560,112 @@ class Version(msgspec.Struct, frozen=True):
     turn: int
     selected: bool
     message: ListedItem | None
+
+
+# --- Documents ---------------------------------------------------------------------------------
+
+SectionType = Literal["header", "text", "reference"]
+Level = Annotated[int, Meta(ge=1, le=9)]
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A document without its sections. `version` counts changes, those of its sections too."""
+
+    id: str
+    owner: str
+    title: str
+    sections: int
+    version: int
+    created_at: int
+    updated_at: int
+
+    @property
+    def stamp(self) -> str:
+        """Another one after every change to the document or to anything in it."""
+        return make_stamp(self.id, self.version)
+
+
+class SectionDraft(msgspec.Struct, frozen=True):
+    """A section as its author writes it."""
+
+    type: SectionType = "text"
+    level: Level = 1
+    title: str = ""
+    content: str = ""
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A section of a document.
+
+    Attributes:
+        session_id: its chat, which may have been deleted since; None before there was one.
+        version: counts changes to what is written.
+    """
+
+    id: str
+    document_id: str
+    type: SectionType
+    level: int
+    title: str
+    session_id: str | None
+    version: int
+    created_at: int
+    updated_at: int
+    content: str
+
+    @property
+    def stamp(self) -> str:
+        """Another one after every change to what is written."""
+        return make_stamp(self.id, self.version)
+
+
+class SectionSize(msgspec.Struct, frozen=True):
+    """A section's id, and the bytes of its text."""
+
+    id: str
+    size: int
+
+
+class SectionChange(msgspec.Struct, frozen=True):
+    """What to change of a section: UNSET leaves a thing as it is.
+
+    `position` counts from 0 among the document's sections; what is beyond the end is the end.
+    """
+
+    title: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    type: SectionType | UnsetType = UNSET
+    level: int | UnsetType = UNSET
+    position: int | UnsetType = UNSET
+
+
+class OutlineEntry(msgspec.Struct, frozen=True):
+    """A section in its document's outline. Levels count from 1."""
+
+    level: int
+    title: str
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """A section amid its document, as a model is to see it.
+
+    Attributes:
+        document: the document's title.
+        here: the section itself.
+        before, after: its neighbours in the outline, in order; not all, if there are many.
+        more_before, more_after: how many sections there are beyond these.
+    """
+
+    document: str
+    here: OutlineEntry
+    content: str
+    before: Sequence[OutlineEntry] = ()
+    after: Sequence[OutlineEntry] = ()
+    more_before: int = 0
+    more_after: int = 0
+
+
+# --- Models and prompts ------------------------------------------------------------------------
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -15,17 +15,20 @@ from typing import Any, assert_never
 import msgspec
 
 from turnkeeper import prompt
-from turnkeeper.contracts import BegunTurn, NewTurn, NewVersion, Provider, Store
+from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Provider, Store
 from turnkeeper.domain import (
     Basis,
     Context,
     Ending,
     Failure,
     History,
+    Item,
+    Kept,
     Message,
     MessageRef,
     Model,
     ModelChoice,
+    Passage,
     Prompt,
     Revision,
     Sampling,
@@ -90,6 +93,7 @@ class Engine:
         plans: Plans,
         policy: Policy,
         *,
+        background: Background,
         now: Callable[[], int],
         new_id: Callable[[], str],
         jitter: Callable[[], float] = random.random,
@@ -101,6 +105,7 @@ class Engine:
         """
         self._store = store
         self._policy = policy
+        self._background = background
         self._now = now
         self._new_id = new_id
         self._jitter = jitter
@@ -129,11 +134,13 @@ class Engine:
         model: str | None = None,
         sampling: Sampling | None = None,
         scope: str | None = None,
+        kept: Kept | None = None,
     ) -> Reply:
         """Store a message and have it answered. Returns once the message is durable.
 
         `session` None makes a new one. `model` None keeps the session's; `sampling` holds for
-        this turn only. With `scope` the session must be of that deployment.
+        this turn only, `kept` from this turn on. With `scope` the session must be of that
+        deployment.
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
@@ -159,6 +166,7 @@ class Engine:
             queue_limit=self._policy.queue_limit,
             revisions=self._revisions,
             now=self._now(),
+            kept=kept,
         )
         return await self._begin(owner, lambda: self._store.begin_turn(new), asked, sampling)
 
@@ -405,6 +413,8 @@ class Engine:
                 return Ending(TurnStatus.CANCELLED, "")
             if stored.turn.status is TurnStatus.QUEUED:
                 history = await self._await_place(life)
+            if stored.basis.section is not None:  # as it is now, not when the turn was queued
+                life.passage = await self._background(stored.basis.section)
             usage = await self._make(life, history)
             status = TurnStatus.COMPLETED
         except asyncio.CancelledError:
@@ -444,12 +454,17 @@ class Engine:
         reply, plan = work.reply, work.plan
         for number, candidate in enumerate(plan.candidates, 1):
             offer = candidate.offer
+            room, frame, frame_weight = candidate.room, plan.frame, plan.frame_weight
+            if work.passage is not None:
+                frame = _with_passage(plan, work.passage, room, history)
+                frame_weight = prompt.weigh(frame)
+                room -= frame_weight - plan.frame_weight
             asked, work.context = prompt.fit(
                 offer.asked_as,
-                candidate.room,
+                room,
                 history,
-                frame=plan.frame,
-                frame_weight=plan.frame_weight,
+                frame=frame,
+                frame_weight=frame_weight,
                 sampling=plan.sampling,
             )
             if number > 1:
@@ -587,11 +602,12 @@ class Engine:
 class _Work:
     """A reply that is being made by a plan, and what has come of that so far."""
 
-    __slots__ = ("context", "model", "plan", "reply")
+    __slots__ = ("context", "model", "passage", "plan", "reply")
 
     def __init__(self, reply: Reply, plan: Plan) -> None:
         self.reply = reply
         self.plan = plan
+        self.passage: Passage | None = None  # what the session is about
         self.context: Context | None = None
         self.model: str | None = None  # the one that is asked now, if it is not the first
 
@@ -622,6 +638,14 @@ class _Life(_Work):
         self.kept = 0
         self.checkpointing = False
         self.checkpointed = False  # at least one was tried
+
+
+def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> tuple[Item, ...]:
+    """What the prompt begins with, and of the passage what fits beside the history."""
+    keep_all = plan.blueprint.overflow == "error"
+    budget = prompt.allowance(room, history, keep_all=keep_all)
+    text = prompt.describe_passage(passage, budget)
+    return prompt.put_in_front(plan.frame, text) if text else plan.frame
 
 
 def _as_ended(turn: Turn) -> Turn:

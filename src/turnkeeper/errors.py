@@ -7,6 +7,7 @@ logged whole, answered with little.
     ├── Refused             the request cannot be accepted; nothing was stored
     │   ├── InvalidRequest      a field is missing, of the wrong type, or holds what cannot be kept
     │   ├── BlankMessage        a message of nothing but white space
+    │   ├── BlankContent        a section's new text of nothing but white space
     │   ├── MessageTooLong      longer than the server's limit
     │   ├── ContextTooLong      the newest message alone is larger than the model's window
     │   ├── UnknownModel
@@ -19,9 +20,12 @@ logged whole, answered with little.
     │   ├── MessageNotFound
     │   ├── DeploymentNotFound
     │   ├── RevisionNotFound
+    │   ├── DocumentNotFound    unknown, or someone else's
+    │   ├── SectionNotFound     unknown, or not in this document
+    │   ├── AccessDenied        the document is someone else's, and the caller may know that
     │   ├── DeploymentExists
     │   ├── DeploymentReadOnly  the configuration defines it, so only that can change it
-    │   ├── PreconditionFailed  the session is not any more as the caller knows it
+    │   ├── PreconditionFailed  the session or document is not any more as the caller knows it
     │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
@@ -68,6 +72,10 @@ class BlankMessage(Refused):
     code = "blank_message"
 
 
+class BlankContent(Refused):
+    code = "blank_content"
+
+
 class MessageTooLong(Refused):
     code = "message_too_long"
 
@@ -98,6 +106,18 @@ class DeploymentNotFound(Refused):
 
 class RevisionNotFound(Refused):
     code = "revision_not_found"
+
+
+class DocumentNotFound(Refused):
+    code = "document_not_found"
+
+
+class SectionNotFound(Refused):
+    code = "section_not_found"
+
+
+class AccessDenied(Refused):
+    code = "access_denied"
 
 
 class DeploymentExists(Refused):

@@ -7,6 +7,7 @@ from turnkeeper.blueprint import fill_in, sampling_of
 from turnkeeper.domain import (
     Basis,
     Blueprint,
+    ChatConfig,
     Item,
     ModelChoice,
     Sampling,
@@ -60,7 +61,7 @@ class Plans:
     def make(self, basis: Basis, model: str | None = None, over: Sampling | None = None) -> Plan:
         """The plan for a session; `model` and what `over` says go before what it has itself."""
         wanted = model or basis.model
-        if basis.variables or over is not None:
+        if basis.variables or basis.config is not None or over is not None:
             return self._make(basis, wanted, over)
         key = (basis.revision.id, wanted)
         plan = self._shared.get(key)
@@ -72,13 +73,17 @@ class Plans:
 
     def _make(self, basis: Basis, wanted: str | None, over: Sampling | None) -> Plan:
         blueprint = basis.revision.blueprint
-        frame = fill_in(blueprint, basis.variables)
+        frame: tuple[Item, ...] = fill_in(blueprint, basis.variables)
+        sampling = sampling_of(blueprint)
+        if basis.config is not None:
+            instructions = instructions_of(basis.config)
+            frame = prompt.put_in_front(frame, instructions) if instructions else frame
+            sampling = _override(sampling, Sampling(basis.config.temperature))
         weight = prompt.weigh(frame)
         candidates = tuple(
             Candidate(offer, prompt.capacity(offer.model, blueprint, weight))
             for offer in self._candidates(blueprint, wanted)
         )
-        sampling = sampling_of(blueprint)
         return Plan(candidates, frame, weight, _override(sampling, over), blueprint)
 
     def _candidates(self, blueprint: Blueprint, wanted: str | None) -> list[Offer]:
@@ -90,6 +95,10 @@ class Plans:
         if first is None:
             first = others[0] if blueprint.model and others else self._offers.listed[0]
         return [first, *(offer for offer in others if offer is not first)]
+
+
+def instructions_of(config: ChatConfig) -> str:
+    return (config.instructions or config.detailed_instructions or "").strip()
 
 
 def _override(sampling: Sampling, over: Sampling | None) -> Sampling:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from turnkeeper.domain import (
     AS_IT_IS,
+    ITEM_OVERHEAD,
     Blueprint,
     Context,
     History,
@@ -16,6 +17,8 @@ from turnkeeper.domain import (
     KeptItem,
     Message,
     Model,
+    OutlineEntry,
+    Passage,
     Prompt,
     Sampling,
     ToolResult,
@@ -84,6 +87,106 @@ def fit(
         estimated_tokens=(_weight(sent) + frame_weight) // BYTES_PER_TOKEN,
     )
     return prompt, context
+
+
+# --- What is put before the history ------------------------------------------------------------
+
+
+def put_in_front(frame: tuple[Item, ...], text: str) -> tuple[Item, ...]:
+    """`frame` with `text` at the end of its system message, which it gets if it has none.
+
+    One message, since many models take no second one of the system's.
+    """
+    match frame:
+        case (Message(role="system", text=system), *rest):
+            return (Message("system", f"{system}\n\n{text}"), *rest)
+        case _:
+            return (Message("system", text), *frame)
+
+
+def allowance(room: int, history: History, *, keep_all: bool) -> int:
+    """The weight that something before the history may have: at most half of the `room`.
+
+    The newest turn fits beside it; with `keep_all` the whole session does.
+    """
+    kept = history.total_weight
+    if not keep_all and history.items:
+        newest = history.items[-1].turn
+        kept = sum([item.weight for item in history.items if item.turn == newest])
+    return min(room // 2, room - kept) - ITEM_OVERHEAD
+
+
+def describe_passage(passage: Passage, budget: int) -> str:
+    """A section amid its document as a text of at most `budget` bytes; "" if that is too small.
+
+    The outline has a third of it, and more if the section leaves some; it is cut around the
+    section, and the section's text in the middle.
+    """
+    title, here = _one_line(passage.document), _one_line(passage.here.title)
+    head = f"This conversation is about a section of a document.\nDocument: {title}\n"
+    middle = f"\nSection: {here}\nText of the section:\n"
+    left = budget - len((head + middle + _OUTLINE).encode())
+    if left < _LEAST:
+        return ""
+    size = len(passage.content.encode())
+    outline = _outline(passage, max(left // 3, left - size))
+    content = cut_middle(passage.content, left - len(outline.encode()))
+    return f"{head}{_OUTLINE}{outline}{middle}{content}"
+
+
+_OUTLINE = "Outline:\n"
+_LEAST = 64  # bytes of an outline and a text that say something
+
+
+def cut_middle(text: str, budget: int) -> str:
+    """`text`, or if it has more than `budget` bytes its beginning and end with a mark between."""
+    encoded = text.encode()
+    if len(encoded) <= budget:
+        return text
+    mark = f"\n[… {len(text)} characters in all, cut here …]\n"
+    half = (budget - len(mark.encode())) // 2
+    if half <= 0:
+        return ""
+    start, end = encoded[:half], encoded[-half:]
+    return start.decode(errors="ignore") + mark + end.decode(errors="ignore")
+
+
+def _outline(passage: Passage, budget: int) -> str:
+    """A line for each section with a title, as many around this one as have room."""
+    lines = [f"{_outline_line(passage.here)} (this section)\n"]
+    budget -= len(lines[0].encode()) + 2 * len(_cut(1_000_000_000).encode())
+    if budget < 0:
+        return ""
+    before, after = list(passage.before), list(passage.after)[::-1]
+    skipped_before, skipped_after = passage.more_before, passage.more_after
+    while before or after:  # the nearest first, on both sides in turn
+        for side in (before, after):
+            if not side:
+                continue
+            line = f"{_outline_line(side[-1])}\n" if side[-1].title.strip() else ""
+            budget -= len(line.encode())
+            if budget < 0:
+                skipped_before += len(before)
+                skipped_after += len(after)
+                return _cut(skipped_before) + "".join(lines) + _cut(skipped_after)
+            side.pop()
+            lines = [line, *lines] if side is before else [*lines, line]
+    return _cut(skipped_before) + "".join(lines) + _cut(skipped_after)
+
+
+def _cut(skipped: int) -> str:
+    return f"[… {skipped} more …]\n" if skipped else ""
+
+
+def _outline_line(entry: OutlineEntry) -> str:
+    return f"{'  ' * (entry.level - 1)}- {_one_line(entry.title)}"
+
+
+def _one_line(title: str) -> str:
+    return " ".join(title.split()) or "(no title)"
+
+
+# --- Fitting -----------------------------------------------------------------------------------
 
 
 def _is_message(kept: KeptItem) -> bool:

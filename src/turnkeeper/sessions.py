@@ -13,6 +13,8 @@ from turnkeeper import prompt
 from turnkeeper.contracts import MessagePage, NewSession, SessionPage, Store
 from turnkeeper.domain import (
     Basis,
+    ChatConfig,
+    Kept,
     Message,
     MessageRef,
     Session,
@@ -26,6 +28,7 @@ from turnkeeper.domain import (
 from turnkeeper.engine import Engine
 from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound
 from turnkeeper.plans import Plans
+from turnkeeper.validation import explain
 
 TITLE_LIMIT = 200  # characters
 METADATA_LIMIT = 16_384  # bytes of JSON
@@ -82,11 +85,20 @@ class Sessions:
             ContextTooLong: the prompt alone, with these variables, is larger than the model's
                 window.
         """
+        return await self._store.create_session(self.draft(owner, request))
+
+    def draft(
+        self, owner: str, request: SessionRequest, *, section: str | None = None
+    ) -> NewSession:
+        """A session to create, which nothing speaks against as yet; raises as `create`.
+
+        `section` is the section whose chat it is to be.
+        """
         messages = tuple(
             Message(said.role, _check_said(said, number))
             for number, said in enumerate(request.messages)
         )
-        new = NewSession(
+        return NewSession(
             owner=owner,
             id=self._new_id(),
             deployment=request.deployment or self._default,
@@ -97,8 +109,8 @@ class Sessions:
             items=messages,
             check=self._check_prompt,
             now=self._now(),
+            section=section,
         )
-        return await self._store.create_session(new)
 
     def _check_prompt(self, basis: Basis) -> None:
         """A prompt that fills the window would have every turn refused."""
@@ -250,20 +262,49 @@ def _check_variables(variables: Mapping[str, str]) -> Mapping[str, str]:
     return variables
 
 
+def check_kept(
+    config: Mapping[str, Any] | None, context_documents: Sequence[str] | None
+) -> tuple[Kept | None, ChatConfig]:
+    """What is to be kept with a session, None if nothing is; and what of it acts on its turns.
+
+    Raises:
+        InvalidRequest: it is too large, or what acts cannot be.
+    """
+    if config is None and context_documents is None:
+        return None, ChatConfig()
+    if context_documents is not None:
+        _check_object(context_documents, "context_documents")
+    return Kept(config, context_documents), _check_config(config or {})
+
+
+def _check_config(config: Mapping[str, Any]) -> ChatConfig:
+    _check_object(config, "config")
+    try:
+        acting = msgspec.convert(config, ChatConfig)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"config.{explain(str(error))}") from error
+    check_text(acting.instructions or "", "config.instructions")
+    check_text(acting.detailed_instructions or "", "config.detailedInstructions")
+    return acting
+
+
 def _check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    _check_depth(metadata)  # first: what is too deep cannot even be encoded
-    encoded = msgspec.json.encode(metadata)
-    if len(encoded) > METADATA_LIMIT:
-        raise InvalidRequest(f"metadata must have at most {METADATA_LIMIT} bytes of JSON")
+    _check_object(metadata, "metadata")
     return metadata
 
 
-def _check_depth(metadata: Mapping[str, Any]) -> None:
-    depth, level = 0, [metadata]
+def _check_object(value: Mapping[str, Any] | Sequence[str], name: str) -> None:
+    _check_depth(value, name)  # first: what is too deep cannot even be encoded
+    if len(msgspec.json.encode(value)) > METADATA_LIMIT:
+        raise InvalidRequest(f"{name} must have at most {METADATA_LIMIT} bytes of JSON")
+
+
+def _check_depth(value: Any, name: str) -> None:
+    depth, level = 0, [value]
     while level:
         depth += 1
         if depth > METADATA_DEPTH:
-            raise InvalidRequest(f"metadata must have at most {METADATA_DEPTH} levels")
+            raise InvalidRequest(f"{name} must have at most {METADATA_DEPTH} levels")
         level = [inner for outer in level for inner in _inside(outer) if _is_nest(inner)]
 
 

@@ -14,6 +14,7 @@ from turnkeeper.deployments import Deployments
 from turnkeeper.engine import Engine
 from turnkeeper.errors import InvalidRequest, SessionBusy, TurnEnded, TurnkeeperError
 from turnkeeper.events import ReplyEvent
+from turnkeeper.library import Library
 from turnkeeper.reply import Reply
 from turnkeeper.sessions import Sessions
 from turnkeeper.validation import explain
@@ -27,6 +28,7 @@ class Parts(msgspec.Struct, frozen=True):
     engine: Engine
     sessions: Sessions
     deployments: Deployments
+    library: Library
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -208,15 +210,19 @@ async def completed(call: Call, reply: Reply) -> str:
 STATUSES: dict[str, int] = {
     "invalid_request": 400,
     "blank_message": 400,
+    "blank_content": 400,
     "unknown_model": 400,
     "context_length_exceeded": 400,
     "forbidden": 403,
+    "access_denied": 403,
     "not_found": 404,
     "session_not_found": 404,
     "turn_not_found": 404,
     "message_not_found": 404,
     "deployment_not_found": 404,
     "revision_not_found": 404,
+    "document_not_found": 404,
+    "section_not_found": 404,
     "method_not_allowed": 405,
     "turn_cancelled": 409,
     "session_busy": 409,

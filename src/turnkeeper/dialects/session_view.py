@@ -55,14 +55,15 @@ def encode_session(session: Session) -> dict[str, Any]:
 
 def encode_conversation(page: MessagePage, next_: str | None) -> dict[str, Any]:
     """A session with messages, and the cursor for those before them."""
+    session = page.session
     return {
-        **encode_session(page.session),
-        "section_id": None,
-        "document_id": None,
+        **encode_session(session),
+        "section_id": session.section,
+        "document_id": session.document,
         "messages": encode_messages(page),
-        "context_documents": [],
+        "context_documents": session.context_documents,
         "references": [],
-        "config": {},
+        "config": session.config,
         "next": next_,
     }
 
@@ -157,13 +158,18 @@ def tag_of(session: Session) -> bytes:
 
 
 def is_known(session: Session, call: Call) -> bool:
-    """Whether `If-None-Match` names the session as it is: compared weakly, as RFC 9110 has it."""
+    """Whether `If-None-Match` names the session as it is."""
+    return is_known_stamp(session.stamp, call)
+
+
+def is_known_stamp(stamp: str, call: Call) -> bool:
+    """Whether `If-None-Match` names this stamp: compared weakly, as RFC 9110 has it."""
     wanted = call.header(b"if-none-match").strip()
-    return wanted == "*" or session.stamp in {stamp for _, stamp in _TAG.findall(wanted)}
+    return wanted == "*" or stamp in {known for _, known in _TAG.findall(wanted)}
 
 
 def wanted_stamps(call: Call) -> Collection[str] | None:
-    """What `If-Match` demands, compared strongly; None when any session will do."""
+    """What `If-Match` demands, compared strongly; None when any state will do."""
     wanted = call.header(b"if-match").strip()
     if wanted in ("", "*"):
         return None

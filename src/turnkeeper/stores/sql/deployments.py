@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from turnkeeper.contracts import Source
-from turnkeeper.domain import Basis, Deployment, Revision
+from turnkeeper.domain import Basis, ChatConfig, Deployment, Revision
 from turnkeeper.errors import (
     DeploymentExists,
     DeploymentNotFound,
@@ -13,6 +13,7 @@ from turnkeeper.errors import (
 from turnkeeper.stores.sql.rows import (
     Row,
     Transaction,
+    decode_config,
     decode_revision,
     decode_variables,
     encode_blueprint,
@@ -30,7 +31,7 @@ INSERT INTO revisions (id, deployment, number, blueprint, idle_timeout, created_
 VALUES (?, ?, ?, ?, ?, ?)
 """
 
-GET_VARIABLES = "SELECT variables FROM session_data WHERE session_id = ?"
+GET_DATA = "SELECT variables, config FROM session_data WHERE session_id = ?"
 
 
 def get_revision(id_: str) -> Transaction[Revision]:
@@ -39,18 +40,23 @@ def get_revision(id_: str) -> Transaction[Revision]:
 
 
 def get_basis(
-    session_id: str, revision: str, variables: int, model: str | None, known: Mapping[str, Revision]
+    taken: Row, known: Mapping[str, Revision], *, configured: bool = False
 ) -> Transaction[Basis]:
-    """What the turns of a session are made on; `variables` is how many it has."""
-    values: Mapping[str, str] = _NOTHING
-    if variables:
-        rows = yield GET_VARIABLES, (session_id,)
-        values = decode_variables(rows[0][0])
+    """What the turns of a session are made on, whose row `TAKE_NUMBER` has just returned.
+
+    With `configured` it has got a config since.
+    """
+    session_id, *_, model, revision, variables, section, has_config = taken
+    values, config = _NOTHING, _NO_CONFIG
+    if variables or has_config or configured:
+        rows = yield GET_DATA, (session_id,)
+        values, config = decode_variables(rows[0][0]), decode_config(rows[0][1])
     found = known.get(revision) or (yield from get_revision(revision))
-    return Basis(found, values, model)
+    return Basis(found, values, model, section, config)
 
 
 _NOTHING: Mapping[str, str] = {}
+_NO_CONFIG: ChatConfig | None = None
 
 
 def list_revisions(name: str) -> Transaction[Sequence[Revision]]:

@@ -7,6 +7,7 @@ import msgspec
 
 from turnkeeper.domain import (
     Blueprint,
+    ChatConfig,
     Context,
     Failure,
     Item,
@@ -91,7 +92,7 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
 
 def decode_session(row: Row) -> Session:
     """From the columns of a session's statement; the flags and the JSON come as they are kept."""
-    variables, metadata, first_words = row[14:]
+    variables, metadata, section, document, config, context_documents, first_words = row[14:]
     title = row[2] or make_title(first_words or "") or None
     values = (
         *row[:2],
@@ -102,12 +103,16 @@ def decode_session(row: Row) -> Session:
         *row[11:14],
         _decode_json(variables) if variables else {},
         _decode_json(metadata) if metadata else {},
+        section,
+        document,
+        _decode_json(config) if config else {},
+        _decode_json(context_documents) if context_documents else (),
     )
     return Session(*values)
 
 
-def encode_object(values: Mapping[str, Any]) -> str:
-    """Variables and metadata as they are kept: JSON."""
+def encode_object(values: Mapping[str, Any] | Sequence[str]) -> str:
+    """Variables, metadata and config as they are kept: JSON."""
     return _encode_json(values).decode()
 
 
@@ -116,6 +121,13 @@ _decode_variables = msgspec.json.Decoder(dict[str, str]).decode
 
 def decode_variables(text: str) -> Mapping[str, str]:
     return _decode_variables(text)
+
+
+_decode_config = msgspec.json.Decoder(ChatConfig).decode
+
+
+def decode_config(text: str | None) -> ChatConfig | None:
+    return _decode_config(text) if text else None
 
 
 _decode_blueprint = msgspec.json.Decoder(Blueprint).decode

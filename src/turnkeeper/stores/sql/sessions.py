@@ -1,5 +1,6 @@
 """Sessions as things one can hold: made, listed, read, changed, forked, cleared, deleted."""
 
+import re
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any
@@ -52,6 +53,8 @@ SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, 
         WHERE t.session_id = s.id AND t.number >= s.running
             AND t.status IN ('queued', 'running')),
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
+    s.section, (SELECT x.document_id FROM sections x WHERE x.id = s.section),
+    d.config, d.context_documents,
     CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
         FROM items i
         WHERE i.session_id = s.id AND i.kind = 'user' AND i.branch IS NULL
@@ -101,9 +104,9 @@ def ping() -> Transaction[None]:
 LIST_SESSIONS = """
 SELECT id, alias, message_count FROM sessions WHERE owner = ? AND message_count > 0 ORDER BY id
 """
-# Without variables, which may be long and are in no list.
+# Without what may be long and is in no list.
 NEXT_SESSIONS = (
-    _SESSION.replace("d.variables", "NULL")
+    re.sub(r"d\.(variables|config|context_documents)", "NULL", _SESSION)
     + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
 )
 
@@ -227,9 +230,9 @@ def page_messages(
 
 CURRENT_REVISION = "SELECT revision FROM deployments WHERE name = ?"
 INSERT_SESSION = """
-INSERT INTO sessions (id, owner, title, model, revision, variables, turns, message_count,
-    hidden_count, weight, created_at, updated_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
+INSERT INTO sessions (id, owner, title, model, section, revision, variables, turns,
+    message_count, hidden_count, weight, created_at, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
 """
 INSERT_DATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, ?, ?)
@@ -246,8 +249,9 @@ def create_session(new: NewSession) -> Transaction[Session]:
     weights = [item_weight(item) for item in new.items]
     counted = sum(counts_as_message(item) for item in new.items)
     turns = numbers[-1] if numbers else 0
-    made = (new.id, new.owner, new.title, new.model, revision.id, len(new.variables), turns)
-    yield INSERT_SESSION, (*made, counted, sum(weights), new.now, new.now)
+    made = (new.id, new.owner, new.title, new.model, new.section)
+    sums = (len(new.variables), turns, counted, sum(weights))
+    yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
@@ -327,15 +331,16 @@ SELECT MAX(turn), COUNT(CASE WHEN kind IN ('user', 'assistant') AND text <> '' T
     SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END)
 {_TAKEN_ALONG}"""
 FORK_SESSION = """
-INSERT INTO sessions (id, owner, title, model, revision, variables, turns, message_count,
-    hidden_count, weight, created_at, updated_at)
-SELECT CAST(? AS TEXT), owner, title, model, revision, variables, CAST(? AS BIGINT),
+INSERT INTO sessions (id, owner, title, model, revision, variables, configured, turns,
+    message_count, hidden_count, weight, created_at, updated_at)
+SELECT CAST(? AS TEXT), owner, title, model, revision, variables, configured, CAST(? AS BIGINT),
     CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)
 FROM sessions WHERE id = ?
 """
 FORK_DATA = """
-INSERT INTO session_data (session_id, variables, metadata)
-SELECT CAST(? AS TEXT), variables, metadata FROM session_data WHERE session_id = ?
+INSERT INTO session_data (session_id, variables, metadata, config, context_documents)
+SELECT CAST(? AS TEXT), variables, metadata, config, context_documents
+FROM session_data WHERE session_id = ?
 """
 FORK_ITEMS = f"""
 INSERT INTO items (session_id, turn, position, kind, text, data, weight, created_at, in_prompt)

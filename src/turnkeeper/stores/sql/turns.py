@@ -10,6 +10,7 @@ from turnkeeper.domain import (
     Ending,
     History,
     Item,
+    Kept,
     KeptItem,
     Message,
     Turn,
@@ -31,12 +32,14 @@ from turnkeeper.stores.sql.rows import (
     decode_item,
     decode_turn,
     encode_item,
+    encode_object,
 )
 
 # --- Beginning a turn --------------------------------------------------------------------------
 
 _TAKEN = """
-RETURNING id, turns, running, weight, message_count - hidden_count, model, revision, variables
+RETURNING id, turns, running, weight, message_count - hidden_count, model, revision, variables,
+    section, configured
 """
 
 # Gives the turn its number and, when it is free, the session's slot.
@@ -81,8 +84,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)
 def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     weights = [item_weight(item) for item in new.items]
     row = yield from _take_number(new, sum(weights))
-    session_id, number, running, total_weight, message_count, model, revision, variables = row
-    basis = yield from get_basis(session_id, revision, variables, model, new.revisions)
+    session_id, number, running, total_weight, message_count = row[:5]
+    if new.kept is not None:
+        yield from _keep(session_id, new.kept)
+    basis = yield from get_basis(row, new.revisions, configured=new.kept is not None)
     if new.scope is not None and basis.revision.deployment != new.scope:
         raise SessionNotFound("Session not found")
     choice = new.choose(basis, total_weight)
@@ -99,6 +104,28 @@ def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     if status is TurnStatus.RUNNING:
         items = yield from newest_items(turn.ref, choice.history_weight)
     return BegunTurn(turn, History(items, total_weight, message_count), basis, ahead)
+
+
+# What is left out stays as it was.
+KEEP_DATA = """
+INSERT INTO session_data (session_id, variables, metadata, config, context_documents)
+VALUES (?, '{}', '{}', ?, ?)
+ON CONFLICT (session_id) DO UPDATE SET
+    config = COALESCE(excluded.config, session_data.config),
+    context_documents = COALESCE(excluded.context_documents, session_data.context_documents)
+"""
+MARK_CONFIGURED = "UPDATE sessions SET configured = 1 WHERE id = ?"
+
+
+def _keep(session_id: str, kept: Kept) -> Transaction[None]:
+    config, documents = kept.config, kept.context_documents
+    values = (
+        None if config is None else encode_object(config),
+        None if documents is None else encode_object(documents),
+    )
+    yield KEEP_DATA, (session_id, *values)
+    if config is not None:
+        yield MARK_CONFIGURED, (session_id,)
 
 
 def _join_queue(

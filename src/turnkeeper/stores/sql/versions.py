@@ -84,10 +84,10 @@ def begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     rows = yield statement, (0, 0, new.model, new.now, new.owner, name)
     if not rows:
         raise SessionNotFound("Session not found")
-    session_id, number, running, _, _, model, revision, variables = rows[0]
+    session_id, number, running = rows[0][:3]
     if running != number:
         raise busy(session_id, running)
-    basis = yield from get_basis(session_id, revision, variables, model, new.revisions)
+    basis = yield from get_basis(rows[0], new.revisions)
     if new.message is None:
         replaced = yield from _newest_place(session_id)
     else:
