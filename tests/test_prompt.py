@@ -12,6 +12,8 @@ from turnkeeper.domain import (
     KeptItem,
     Message,
     Model,
+    OutlineEntry,
+    Passage,
     ToolCall,
     ToolResult,
     item_weight,
@@ -116,3 +118,105 @@ def test_a_message_too_large_for_the_model_is_refused() -> None:
 def test_the_reply_is_left_the_room_it_may_take(blueprint: Blueprint, tokens: int) -> None:
     room = prompt.capacity(Model("m", "M", 1000), blueprint, 30)
     assert room == tokens * prompt.BYTES_PER_TOKEN - 30
+
+
+# --- A passage ---------------------------------------------------------------------------------
+
+
+def entries(*titles: str, level: int = 1) -> tuple[OutlineEntry, ...]:
+    return tuple(OutlineEntry(level, title) for title in titles)
+
+
+PASSAGE = Passage(
+    "My  report",
+    OutlineEntry(2, "Aims"),
+    "To know.",
+    entries("Intro", ""),
+    entries("Method\nand more", level=2),
+)
+WHOLE = """This conversation is about a section of a document.
+Document: My report
+Outline:
+- Intro
+  - Aims (this section)
+  - Method and more
+
+Section: Aims
+Text of the section:
+To know."""
+
+
+def test_a_passage_is_described_whole_where_there_is_room() -> None:
+    assert prompt.describe_passage(PASSAGE, 1000) == WHOLE
+    assert prompt.describe_passage(PASSAGE, len(WHOLE) + 200) == WHOLE
+
+
+def test_a_section_without_title_or_text_is_still_a_place() -> None:
+    text = prompt.describe_passage(Passage("D", OutlineEntry(1, " "), ""), 1000)
+    assert "- (no title) (this section)\n\nSection: (no title)\nText of the section:\n" in text
+
+
+@pytest.mark.parametrize("budget", [0, 50, 200, 300, 1000, 5000, 50_000, 10_000_000])
+@pytest.mark.parametrize("size", [0, 10, 1000, 1_000_000])
+@pytest.mark.parametrize("sections", [0, 10, 500])
+def test_a_description_is_never_longer_than_its_budget(
+    budget: int, size: int, sections: int
+) -> None:
+    around = entries(*[f"Überschrift {n}" for n in range(sections)])
+    passage = Passage("D", OutlineEntry(1, "T"), "ä" * size, around, around, 4321, 1234)
+    text = prompt.describe_passage(passage, budget)
+    assert len(text.encode()) <= max(budget, 0)
+    assert bool(text) == (budget >= 200)
+
+
+def test_a_long_text_is_cut_in_the_middle_and_a_long_outline_around_the_section() -> None:
+    before = entries(*[f"before {n:03}" for n in range(100)])
+    after = entries(*[f"after {n:03}" for n in range(100)])
+    content = "BEGIN" + "x" * 10_000 + "END"
+    passage = Passage("D", OutlineEntry(1, "T"), content, before, after, 1000, 2000)
+    text = prompt.describe_passage(passage, 1200)
+    assert "before 099\n- T (this section)\n- after 000" in text
+    assert text.index("more …]\n- before") < text.index("- T") < text.rindex("[…", 0, 800)
+    assert text.endswith("END")
+    assert "\nBEGINxxx" in text
+    assert "x\n[… 10008 characters in all, cut here …]\nx" in text
+
+
+def test_a_short_text_leaves_its_room_to_the_outline() -> None:
+    before = entries(*[f"before {n:03}" for n in range(100)])
+    passage = Passage("D", OutlineEntry(1, "T"), "short", before)
+    text = prompt.describe_passage(passage, 2000)
+    assert "before 000" in text
+    assert text.endswith("\nshort")
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "cut"),
+    [
+        ("whole", 5, "whole"),
+        ("", 0, ""),
+        ("too long", 3, ""),
+        ("é" * 50, 100, "é" * 50),
+        ("é" * 51, 53, "éé\n[… 51 characters in all, cut here …]\néé"),
+    ],
+)
+def test_cutting(text: str, budget: int, cut: str) -> None:
+    assert prompt.cut_middle(text, budget) == cut
+
+
+def test_what_is_put_in_front_joins_the_system_message() -> None:
+    hello = Message("user", "hello")
+    assert prompt.put_in_front((Message("system", "Be kind."), hello), "Now.") == (
+        Message("system", "Be kind.\n\nNow."),
+        hello,
+    )
+    assert prompt.put_in_front((hello,), "Now.") == (Message("system", "Now."), hello)
+    assert prompt.put_in_front((), "Now.") == (Message("system", "Now."),)
+
+
+def test_a_passage_gets_half_of_the_room_and_the_newest_turn_fits() -> None:
+    overhead = item_weight(Message("system", ""))
+    assert prompt.allowance(1000, history(said(100)), keep_all=False) == 500 - overhead
+    large = history(said(100), said(800))
+    assert prompt.allowance(1000, large, keep_all=False) == 200 - overhead
+    assert prompt.allowance(1000, large, keep_all=True) == 100 - overhead

@@ -18,6 +18,7 @@ from turnkeeper.domain import (
     Ending,
     Failure,
     Item,
+    Kept,
     ListedItem,
     Message,
     ModelChoice,
@@ -72,6 +73,7 @@ def a_turn(
     queue_limit: int = 8,
     deployment: str = "default",
     scope: str | None = None,
+    kept: Kept | None = None,
 ) -> NewTurn:
     """A turn; an alias makes a session."""
     if isinstance(session, ByAlias):
@@ -88,6 +90,7 @@ def a_turn(
         queue_limit=queue_limit,
         revisions={},
         now=NOW,
+        kept=kept,
     )
 
 
