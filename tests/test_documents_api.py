@@ -15,10 +15,12 @@ from tests.test_matrix import chatsession_say, deployment_say
 from tests.test_plans import running
 from tests.test_process import server_of
 from tests.test_sessions_api import SESSIONS, Api, database, rows_of
+from turnkeeper.blueprint import read_blueprint
 from turnkeeper.dialects.documents import DIALECT
 from turnkeeper.dialects.exchange import Answer, Call, Parts
 from turnkeeper.domain import ById, SectionDraft
 from turnkeeper.errors import TurnkeeperError
+from turnkeeper.sessions import SessionRequest
 
 __all__ = ["database"]  # a fixture
 
@@ -268,6 +270,24 @@ async def test_a_small_window_shows_what_fits_and_always_the_newest_message(
             assert reply.turn.context.estimated_tokens <= 750
         assert "BEGIN" in shown(model_server, 0)
         assert len(shown(model_server, 0).encode()) <= 750 * 3 // 2
+
+
+async def test_where_nothing_may_be_left_out_the_section_gets_what_is_left(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    async with running(tmp_path, model_server) as parts:
+        blueprint = read_blueprint({"model": "small", "overflow": "error"})
+        await parts.deployments.create("whole", blueprint)
+        section = SectionDraft(title="Aims", content="BEGIN" + "x" * 9000 + "END")
+        document, [made] = await parts.library.create("ann", "Report", [section])
+        request = SessionRequest(deployment="whole")
+        new = parts.sessions.draft("ann", request, section=made.id)
+        chat = await parts.library._store.open_chat("ann", document.id, new)
+        for number in range(3):
+            text = f"{number}" + "y" * 300
+            await (await parts.engine.take_turn("ann", ById(chat.session_id), text)).completed()
+            assert len(model_server.requests[-1].body["messages"]) == 2 * number + 2
+        assert len(shown(model_server, 0)) > len(shown(model_server)) > 200
 
 
 # --- Someone else ------------------------------------------------------------------------------

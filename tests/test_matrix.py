@@ -104,6 +104,16 @@ async def native_end(http: Http, session: str) -> None:
     await ask(http, "DELETE", f"{SESSIONS}/{session}")
 
 
+async def documents_make(http: Http) -> Made:
+    """The chat of a section."""
+    body = {"title": "Report", "sections": [{"title": "Aims", "content": "To know."}]}
+    document = (await ask(http, "POST", "/api/documents", body))[0]["document"]
+    path = f"/api/documents/{document['id']}/sections/{document['sections'][0]['id']}/chat"
+    id_ = (await ask(http, "POST", path))[0]["chat_session"]["id"]
+    await documents_say(http, id_, "one")
+    return Made(id_, id_)
+
+
 async def documents_say(http: Http, session: str, text: str) -> str:
     body = {"message": text}
     return (await ask(http, "POST", f"{SESSIONS}/{session}/messages", body))[0]["response"]
@@ -170,7 +180,13 @@ SPEAKERS = (
     ),
     Speaker(name="chatbot-alias", make=chatbot_make_alias),
     Speaker(name="native", make=native_make, read=native_read, end=native_end),
-    Speaker(name="documents", say=documents_say, read=documents_read, clear=documents_clear),
+    Speaker(
+        name="documents",
+        make=documents_make,
+        say=documents_say,
+        read=documents_read,
+        clear=documents_clear,
+    ),
     Speaker(name="chatsession", make=chatsession_make, say=chatsession_say, end=chatsession_end),
     Speaker(
         name="deployment",

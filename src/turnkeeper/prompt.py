@@ -128,10 +128,11 @@ def describe_passage(passage: Passage, budget: int) -> str:
     left = budget - len((head + middle + _OUTLINE).encode())
     if left < _LEAST:
         return ""
-    size = len(passage.content.encode())
+    content = passage.content
+    size = len(content.encode()) if len(content) <= left else left  # it may be very long
     outline = _outline(passage, max(left // 3, left - size))
-    content = cut_middle(passage.content, left - len(outline.encode()))
-    return f"{head}{_OUTLINE}{outline}{middle}{content}"
+    shown = cut_middle(content, left - len(outline.encode()))
+    return f"{head}{_OUTLINE}{outline}{middle}{shown}"
 
 
 _OUTLINE = "Outline:\n"
@@ -140,14 +141,13 @@ _LEAST = 64  # bytes of an outline and a text that say something
 
 def cut_middle(text: str, budget: int) -> str:
     """`text`, or if it has more than `budget` bytes its beginning and end with a mark between."""
-    encoded = text.encode()
-    if len(encoded) <= budget:
+    if len(text) <= budget and len(text.encode()) <= budget:
         return text
     mark = f"\n[… {len(text)} characters in all, cut here …]\n"
     half = (budget - len(mark.encode())) // 2
     if half <= 0:
         return ""
-    start, end = encoded[:half], encoded[-half:]
+    start, end = text[:half].encode()[:half], text[-half:].encode()[-half:]
     return start.decode(errors="ignore") + mark + end.decode(errors="ignore")
 
 

@@ -403,6 +403,21 @@ async def test_deleting_a_document_leaves_no_row(
         await documents.delete_document("ann", id_)
 
 
+async def test_turns_that_begin_while_a_document_is_deleted_go_with_it(
+    store: Store, documents: DocumentStore, driver: Driver
+) -> None:
+    id_, sections = await a_document(documents, "a", "b")
+    chat = ById(await a_chat(store, documents, id_, sections[0]))
+    await asyncio.gather(
+        *[store.begin_turn(a_turn("hi", session=chat, queue_limit=99)) for _ in range(20)],
+        documents.delete_document("ann", id_),
+        *[store.begin_turn(a_turn("hi", session=chat, queue_limit=99)) for _ in range(20)],
+        *[documents.open_chat("ann", id_, a_session(section=each)) for each in sections],
+        return_exceptions=True,
+    )
+    assert not any((await driver.read(count_rows)).values())
+
+
 async def test_deleting_a_section_takes_its_chat_and_no_other(
     store: Store, documents: DocumentStore, driver: Driver
 ) -> None:
