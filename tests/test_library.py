@@ -59,6 +59,6 @@ def test_whatever_is_done_to_sections_their_order_is_that_of_a_list(
                     )
                     expected.insert(to, id_)
                 else:
-                    drive(database, lambda i=id_: sql.delete_section("ann", "d", i, NOW))
+                    drive(database, lambda i=id_: sql.delete_section("ann", "d", i, NOW, None))
             assert order(database) == expected
         assert drive(database, lambda: sql.get_document("ann", "d")).sections == len(expected)

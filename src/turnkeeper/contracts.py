@@ -550,11 +550,21 @@ class DocumentStore(Protocol):
         """
         ...
 
-    async def delete_document(self, owner: str, document_id: str) -> Sequence[TurnRef]:
+    async def delete_document(
+        self,
+        owner: str,
+        document_id: str,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> Sequence[TurnRef]:
         """Remove a document, its sections, their chats, and every row that belongs to these.
 
         Returns:
             The turns that were queued or running, now gone; whoever runs them should stop.
+
+        Raises:
+            PreconditionFailed: its stamp is none of `if_stamp`; nothing was deleted.
         """
         ...
 
@@ -584,12 +594,21 @@ class DocumentStore(Protocol):
         ...
 
     async def delete_section(
-        self, owner: str, document_id: str, section_id: str, now: int
+        self,
+        owner: str,
+        document_id: str,
+        section_id: str,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
     ) -> Sequence[TurnRef]:
         """Remove a section and its chat, and every row that belongs to these.
 
         Returns:
             As `delete_document`.
+
+        Raises:
+            PreconditionFailed: its stamp is none of `if_stamp`; nothing was deleted.
         """
         ...
 

@@ -117,14 +117,18 @@ class Library:
             owner, document_id, _check_title(title), self._now(), if_stamp=if_stamp
         )
 
-    async def delete(self, owner: str, document_id: str) -> None:
+    async def delete(
+        self, owner: str, document_id: str, *, if_stamp: Collection[str] | None = None
+    ) -> None:
         """Remove a document with its sections and their chats; turns in these stop.
 
         Raises:
             DocumentNotFound
+            PreconditionFailed: its stamp is none of `if_stamp`.
         """
         _check_document_id(document_id)
-        self._engine.stop_gone(await self._store.delete_document(owner, document_id))
+        gone = await self._store.delete_document(owner, document_id, self._now(), if_stamp=if_stamp)
+        self._engine.stop_gone(gone)
 
     # --- Sections ------------------------------------------------------------------------------
 
@@ -192,15 +196,23 @@ class Library:
         change = SectionChange(content=content)
         return await self.change_section(owner, document_id, section_id, change, if_stamp=if_stamp)
 
-    async def delete_section(self, owner: str, document_id: str, section_id: str) -> None:
+    async def delete_section(
+        self,
+        owner: str,
+        document_id: str,
+        section_id: str,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> None:
         """Remove a section and its chat; turns in that stop.
 
         Raises:
             DocumentNotFound, SectionNotFound
+            PreconditionFailed: its stamp is none of `if_stamp`.
         """
         _check_document_id(document_id)
         gone = await self._store.delete_section(
-            owner, document_id, _possible(section_id), self._now()
+            owner, document_id, _possible(section_id), self._now(), if_stamp=if_stamp
         )
         self._engine.stop_gone(gone)
 

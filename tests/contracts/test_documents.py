@@ -123,7 +123,7 @@ async def test_another_owners_document_does_not_exist(documents: DocumentStore) 
         documents.list_section_sizes("bob", id_),
         documents.get_sections("bob", id_, [section]),
         documents.rename_document("bob", id_, "x", NOW),
-        documents.delete_document("bob", id_),
+        documents.delete_document("bob", id_, NOW),
         documents.create_section("bob", id_, a_section("x"), NOW),
         documents.get_section("bob", id_, section),
         documents.update_section("bob", id_, section, change, NOW),
@@ -187,8 +187,14 @@ async def test_a_stale_change_changes_nothing(documents: DocumentStore) -> None:
         )
     with pytest.raises(PreconditionFailed):
         await documents.rename_document("ann", id_, "Late", NOW, if_stamp=[f"{id_}.0"])
+    with pytest.raises(PreconditionFailed):
+        await documents.delete_section("ann", id_, section, NOW, if_stamp=[old.stamp])
+    with pytest.raises(PreconditionFailed):
+        await documents.delete_document("ann", id_, NOW, if_stamp=[f"{id_}.0"])
     assert await documents.get_section("ann", id_, section) == now
     assert await documents.get_document("ann", id_) == before
+    await documents.delete_section("ann", id_, section, NOW, if_stamp=[now.stamp])
+    await documents.delete_document("ann", id_, NOW, if_stamp=[f"{id_}.{before.version + 1}"])
 
 
 async def test_of_many_editors_who_say_what_they_saw_one_wins(documents: DocumentStore) -> None:
@@ -279,7 +285,7 @@ async def test_thousands_of_sections_and_a_large_text(documents: DocumentStore) 
     assert passage.before[-1] == OutlineEntry(1, "section 1")
     assert (len(passage.before), passage.more_before) == (sql.NEIGHBOURS, 1499 - sql.NEIGHBOURS)
     assert (len(passage.after), passage.more_after) == (sql.NEIGHBOURS, 1501 - sql.NEIGHBOURS)
-    await documents.delete_document("ann", id_)
+    await documents.delete_document("ann", id_, NOW)
 
 
 # --- Chats -------------------------------------------------------------------------------------
@@ -395,12 +401,12 @@ async def test_deleting_a_document_leaves_no_row(
 ) -> None:
     id_, _, refs = await in_use(store, documents)
     assert all((await driver.read(count_rows)).values())
-    assert sorted(await documents.delete_document("ann", id_), key=lambda r: r.number) == refs
+    assert sorted(await documents.delete_document("ann", id_, NOW), key=lambda r: r.number) == refs
     assert not any((await driver.read(count_rows)).values())
     assert not (await store.end_turn(refs[0], completed("late"), NOW)).stored
     assert not any((await driver.read(count_rows)).values())
     with pytest.raises(DocumentNotFound):
-        await documents.delete_document("ann", id_)
+        await documents.delete_document("ann", id_, NOW)
 
 
 async def test_turns_that_begin_while_a_document_is_deleted_go_with_it(
@@ -410,7 +416,7 @@ async def test_turns_that_begin_while_a_document_is_deleted_go_with_it(
     chat = ById(await a_chat(store, documents, id_, sections[0]))
     await asyncio.gather(
         *[store.begin_turn(a_turn("hi", session=chat, queue_limit=99)) for _ in range(20)],
-        documents.delete_document("ann", id_),
+        documents.delete_document("ann", id_, NOW),
         *[store.begin_turn(a_turn("hi", session=chat, queue_limit=99)) for _ in range(20)],
         *[documents.open_chat("ann", id_, a_session(section=each)) for each in sections],
         return_exceptions=True,

@@ -232,7 +232,7 @@ async def _document_pieces(
 
 
 async def delete_document(parts: Parts, call: Call) -> Answer:
-    await parts.library.delete(call.caller, call.path["doc_id"])
+    await parts.library.delete(call.caller, call.path["doc_id"], if_stamp=wanted_stamps(call))
     return _said("Document deleted successfully")
 
 
@@ -286,7 +286,9 @@ def _changed(changed: ChangedSection, message: str, *, with_old: bool) -> Answer
 
 
 async def delete_section(parts: Parts, call: Call) -> Answer:
-    await parts.library.delete_section(call.caller, *_section_path(call))
+    await parts.library.delete_section(
+        call.caller, *_section_path(call), if_stamp=_wanted_stamps(call)
+    )
     return _said("Section deleted successfully")
 
 

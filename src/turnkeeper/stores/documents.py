@@ -62,9 +62,16 @@ class SqlDocuments:
             lambda: documents.rename_document(owner, document_id, title, now, if_stamp)
         )
 
-    async def delete_document(self, owner: str, document_id: str) -> Sequence[TurnRef]:
+    async def delete_document(
+        self,
+        owner: str,
+        document_id: str,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
+    ) -> Sequence[TurnRef]:
         return await self._driver.write(
-            lambda: documents.delete_document(owner, document_id), long=True
+            lambda: documents.delete_document(owner, document_id, now, if_stamp), long=True
         )
 
     async def create_section(
@@ -98,10 +105,17 @@ class SqlDocuments:
         )
 
     async def delete_section(
-        self, owner: str, document_id: str, section_id: str, now: int
+        self,
+        owner: str,
+        document_id: str,
+        section_id: str,
+        now: int,
+        *,
+        if_stamp: Collection[str] | None = None,
     ) -> Sequence[TurnRef]:
         return await self._driver.write(
-            lambda: documents.delete_section(owner, document_id, section_id, now), long=True
+            lambda: documents.delete_section(owner, document_id, section_id, now, if_stamp),
+            long=True,
         )
 
     async def find_chat(self, owner: str, document_id: str, section_id: str) -> str | None:

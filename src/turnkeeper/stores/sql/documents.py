@@ -46,9 +46,7 @@ UPDATE documents SET title = COALESCE(?, title), sections = sections + ?, versio
     updated_at = ?
 WHERE owner = ? AND id = ? RETURNING version, sections
 """
-DELETE_DOCUMENT = "DELETE FROM documents WHERE owner = ? AND id = ? RETURNING id"
-
-_STALE = "The {} has changed meanwhile; read it again"
+DELETE_DOCUMENT = "DELETE FROM documents WHERE id = ?"
 
 
 def create_document(
@@ -80,9 +78,13 @@ def rename_document(
     owner: str, document_id: str, title: str, now: int, if_stamp: Collection[str] | None
 ) -> Transaction[Document]:
     version, _ = yield from _change_document(owner, document_id, now, title=title)
-    if if_stamp is not None and make_stamp(document_id, version - 1) not in if_stamp:
-        raise PreconditionFailed(_STALE.format("document"))
+    _check_stamp("document", make_stamp(document_id, version - 1), if_stamp)
     return (yield from get_document(owner, document_id))
+
+
+def _check_stamp(what: str, stamp: str, if_stamp: Collection[str] | None) -> None:
+    if if_stamp is not None and stamp not in if_stamp:
+        raise PreconditionFailed(f"The {what} has changed meanwhile; read it again")
 
 
 def _change_document(
@@ -176,8 +178,7 @@ def update_section(
 ) -> Transaction[ChangedSection]:
     _, count = yield from _change_document(owner, document_id, now)
     old = yield from _find_section(owner, document_id, section_id)
-    if if_stamp is not None and old.stamp not in if_stamp:
-        raise PreconditionFailed(_STALE.format("section"))
+    _check_stamp("section", old.stamp, if_stamp)
     rank: int | None = None
     if change.position is not UNSET:
         rank = yield from _move(document_id, section_id, change.position, count)
@@ -295,9 +296,12 @@ _OPEN_TURNS = """
 SELECT session_id, number FROM turns WHERE status IN ('queued', 'running') AND session_id IN """
 
 
-def delete_document(owner: str, document_id: str) -> Transaction[Sequence[TurnRef]]:
-    if not (yield DELETE_DOCUMENT, (owner, document_id)):
-        raise DocumentNotFound("Document not found")
+def delete_document(
+    owner: str, document_id: str, now: int, if_stamp: Collection[str] | None
+) -> Transaction[Sequence[TurnRef]]:
+    version, _ = yield from _change_document(owner, document_id, now)
+    _check_stamp("document", make_stamp(document_id, version - 1), if_stamp)
+    yield DELETE_DOCUMENT, (document_id,)
     open_turns = yield from _delete_chats(_CHATS_OF_DOCUMENT, document_id)
     yield DELETE_TEXTS, (document_id,)
     yield DELETE_SECTIONS, (document_id,)
@@ -305,10 +309,15 @@ def delete_document(owner: str, document_id: str) -> Transaction[Sequence[TurnRe
 
 
 def delete_section(
-    owner: str, document_id: str, section_id: str, now: int
+    owner: str,
+    document_id: str,
+    section_id: str,
+    now: int,
+    if_stamp: Collection[str] | None,
 ) -> Transaction[Sequence[TurnRef]]:
     yield from _change_document(owner, document_id, now, added=-1)
-    yield from _find_link(owner, document_id, section_id)
+    section = yield from _find_section(owner, document_id, section_id)
+    _check_stamp("section", section.stamp, if_stamp)
     open_turns = yield from _delete_chats(_CHAT_OF_SECTION, section_id)
     yield DELETE_TEXT, (section_id,)
     yield DELETE_SECTION, (section_id,)

@@ -114,7 +114,7 @@ ON CONFLICT (session_id) DO UPDATE SET
     config = COALESCE(excluded.config, session_data.config),
     context_documents = COALESCE(excluded.context_documents, session_data.context_documents)
 """
-MARK_CONFIGURED = "UPDATE sessions SET configured = 1 WHERE id = ?"
+SET_CONFIGURED = "UPDATE sessions SET configured = ? WHERE id = ?"
 
 
 def _keep(session_id: str, kept: Kept) -> Transaction[None]:
@@ -125,7 +125,7 @@ def _keep(session_id: str, kept: Kept) -> Transaction[None]:
     )
     yield KEEP_DATA, (session_id, *values)
     if config is not None:
-        yield MARK_CONFIGURED, (session_id,)
+        yield SET_CONFIGURED, (int(bool(config)), session_id)
 
 
 def _join_queue(
