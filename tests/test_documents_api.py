@@ -18,8 +18,8 @@ from tests.test_sessions_api import SESSIONS, Api, database, rows_of
 from turnkeeper.blueprint import read_blueprint
 from turnkeeper.dialects.documents import DIALECT
 from turnkeeper.dialects.exchange import Answer, Call, Parts
-from turnkeeper.domain import ById, SectionDraft
-from turnkeeper.errors import TurnkeeperError
+from turnkeeper.domain import ById, SectionChange, SectionDraft
+from turnkeeper.errors import InvalidRequest, TurnkeeperError
 from turnkeeper.sessions import SessionRequest
 
 __all__ = ["database"]  # a fixture
@@ -345,6 +345,25 @@ async def test_someone_elses_document_is_denied_for_a_chat_and_else_not_there(
 async def test_a_fault_of_ours_is_told_as_seed_003_has_it(parts: Parts) -> None:
     found = await call(parts, "ann", f"POST {SECTION}/chat")  # no path: a bug
     assert found == (500, {"error": "Failed to create chat session"})
+
+
+async def test_what_cannot_be_kept_of_a_document_is_refused(parts: Parts) -> None:
+    create = parts.library.create
+    for title, sections in (
+        ("x" * 1001, []),
+        ("a\0", []),
+        ("fine", [SectionDraft(title="x" * 1001)]),
+        ("fine", [SectionDraft(content="a\0")]),
+        ("fine", 10_001 * [SectionDraft()]),
+    ):
+        with pytest.raises(InvalidRequest):
+            await create("ann", title, sections)
+    assert await parts.library.list("ann") == []
+    document, [section] = await create("ann", " Ünïcode 🎈\n", [SectionDraft(title="x" * 1000)])
+    assert (await parts.library.get("ann", document.id)).title == " Ünïcode 🎈\n"
+    for change in (SectionChange(title="x" * 1001), SectionChange(content="\ud800")):
+        with pytest.raises(InvalidRequest):
+            await parts.library.change_section("ann", document.id, section.id, change)
 
 
 # --- Deleting ----------------------------------------------------------------------------------

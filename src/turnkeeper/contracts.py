@@ -496,6 +496,41 @@ class Store(Protocol):
         ...
 
 
+class Provider(Protocol):
+    """Makes replies."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in `name/model`; no two in one server are called alike."""
+        ...
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """The models it offers, by its own ids, each once, the default first."""
+        ...
+
+    @property
+    def attempts(self) -> int:
+        """How often it may be asked for one reply, as long as no word has come; at least 1."""
+        ...
+
+    def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[ProviderEvent]]:
+        """Ask the model. Yields what arrived together, together; ends when the reply is whole.
+
+        A reply that ends normally had at least one `TextDelta`. Closing the iterator stops the
+        call at once and leaves no connection open that still carries the reply.
+
+        Raises:
+            ProviderError: the model could not be reached or broke off; nothing is retried here,
+                but for a kept-alive connection that turns out to be dead before any byte.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections; calls still running end."""
+        ...
+
+
 class DocumentStore(Protocol):
     """Keeps documents and their sections.
 
@@ -634,39 +669,4 @@ class DocumentStore(Protocol):
 
     async def get_passage(self, section_id: str) -> Passage | None:
         """A section amid its document as they are now; None if it is gone."""
-        ...
-
-
-class Provider(Protocol):
-    """Makes replies."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in `name/model`; no two in one server are called alike."""
-        ...
-
-    @property
-    def models(self) -> Sequence[Model]:
-        """The models it offers, by its own ids, each once, the default first."""
-        ...
-
-    @property
-    def attempts(self) -> int:
-        """How often it may be asked for one reply, as long as no word has come; at least 1."""
-        ...
-
-    def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[ProviderEvent]]:
-        """Ask the model. Yields what arrived together, together; ends when the reply is whole.
-
-        A reply that ends normally had at least one `TextDelta`. Closing the iterator stops the
-        call at once and leaves no connection open that still carries the reply.
-
-        Raises:
-            ProviderError: the model could not be reached or broke off; nothing is retried here,
-                but for a kept-alive connection that turns out to be dead before any byte.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Close connections; calls still running end."""
         ...
