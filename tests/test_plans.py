@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -17,7 +17,10 @@ from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import ById, Sampling, TurnStatus
 from turnkeeper.errors import ContextTooLong, InvalidRequest, SessionBusy, TurnEnded
 from turnkeeper.reply import Reply
-from turnkeeper.sessions import SessionRequest
+from turnkeeper.sessions import Said, SessionRequest
+
+SPEAKERS: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+LARGER_BEHIND = {"model": "small", "fallback_models": ["big"]}
 
 
 @asynccontextmanager
@@ -136,6 +139,25 @@ async def test_a_reply_that_has_begun_is_not_begun_again_elsewhere(
     with pytest.raises(TurnEnded):
         await (await take(parts, session)).completed()
     assert model_server.calls == 1
+
+
+async def test_a_larger_model_fallen_back_on_is_shown_whole_turns_and_says_what_was_dropped(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    name = (await parts.deployments.create("d", read_blueprint(LARGER_BEHIND))).name
+    said = [Said(role, f"{n}" + "x" * 150) for n in range(20) for role in SPEAKERS]
+    request = SessionRequest(deployment=name, messages=tuple(said))
+    session = ById((await parts.sessions.create("ann", request)).id)
+    model_server.script = lambda call: (
+        Plan(status=500, body={}) if call.body["model"] == "small" else Plan()
+    )
+    reply = await take(parts, session)
+    await reply.completed()
+    messages, context = model_server.requests[-1].body["messages"], reply.turn.context
+    assert model_server.requests[-1].body["model"] == "big"
+    assert messages[0]["role"] == "user"
+    assert context
+    assert context.messages_dropped == 41 - len(messages) > 0
 
 
 async def test_of_models_that_all_fail_the_last_ones_fault_is_told(

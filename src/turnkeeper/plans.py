@@ -17,7 +17,10 @@ _REMEMBERED = 1000  # plans, of sessions without variables
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A model that may make the reply, and the weight of items that its prompts have room for."""
+    """A model that may make the reply, and the weight of items that its prompts have room for.
+
+    A fallback's has not more than that of the first, for which the session is read.
+    """
 
     offer: Offer
     room: int
@@ -74,9 +77,11 @@ class Plans:
         blueprint = basis.revision.blueprint
         frame = fill_in(blueprint, basis.variables)
         weight = prompt.weigh(frame)
+        offers = self._candidates(blueprint, wanted)
+        rooms = [prompt.capacity(offer.model, blueprint, weight) for offer in offers]
+        # No more of a session is read than the first has room for.
         candidates = tuple(
-            Candidate(offer, prompt.capacity(offer.model, blueprint, weight))
-            for offer in self._candidates(blueprint, wanted)
+            Candidate(offer, min(room, rooms[0])) for offer, room in zip(offers, rooms, strict=True)
         )
         sampling = sampling_of(blueprint)
         return Plan(candidates, frame, weight, _override(sampling, over), blueprint)
