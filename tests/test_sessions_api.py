@@ -123,6 +123,15 @@ async def api(server: Server) -> AsyncIterator[Api]:
             stream.response.close()
 
 
+# --- Making one --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["absent", "No name", "\0", "\ud800"])
+async def test_a_session_of_a_deployment_that_cannot_be_is_refused(api: Api, name: str) -> None:
+    status, body, _ = await api.ask("POST", SESSIONS, {"deployment": name})
+    assert status == (400 if name == "\ud800" else 404), body
+
+
 # --- Paging ------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from turnkeeper import prompt
+from turnkeeper.blueprint import find_deployment
 from turnkeeper.contracts import MessagePage, NewSession, SessionPage, Store
 from turnkeeper.domain import (
     Basis,
@@ -89,7 +90,7 @@ class Sessions:
         new = NewSession(
             owner=owner,
             id=self._new_id(),
-            deployment=request.deployment or self._default,
+            deployment=find_deployment(request.deployment or self._default),
             title=_check_title(request.title),
             model=self._engine.check_model(request.model),
             variables=_check_variables(request.variables),
