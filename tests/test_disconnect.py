@@ -91,3 +91,15 @@ async def test_the_last_of_several_to_leave_stops_the_turn(
     other.close()
     async with asyncio.timeout(5):
         await model_server.wait_for_disconnects(1)
+
+
+@pytest.mark.parametrize("http", ["continue"], indirect=True)
+async def test_a_generation_that_nobody_waits_for_is_not_made(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=("half", "x"), at={1: Hang()})
+    asking = asyncio.ensure_future(http.post("/generate", json=[]))
+    await model_server.wait_for_calls(1)
+    asking.cancel()
+    async with asyncio.timeout(5):
+        await model_server.wait_for_disconnects(1)

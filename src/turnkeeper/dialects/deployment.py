@@ -28,6 +28,7 @@ from turnkeeper.dialects.exchange import (
     error_answer,
     plain_text,
     turn_headers,
+    while_wanted,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
 from turnkeeper.domain import (
@@ -137,7 +138,8 @@ async def delete_session(parts: Parts, call: Call) -> Answer:
 
 async def generate(parts: Parts, call: Call) -> Answer:
     variables = decode_variables(call.body)
-    text = await parts.engine.generate(call.caller, _name(parts, call), variables)
+    making = parts.engine.generate(call.caller, _name(parts, call), variables)
+    text = await while_wanted(call, making)  # nothing is kept: who leaves wants it no longer
     return Answer(200, encode_json({"message": text}))
 
 
