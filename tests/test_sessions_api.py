@@ -186,6 +186,17 @@ async def test_a_long_session_is_read_in_pages_of_about_a_megabyte(
     assert len(older["messages"]) + len(read["messages"]) == 21
 
 
+async def test_head_tells_no_length_that_get_does_not_have(api: Api) -> None:
+    session = await api.make()
+    turn = (await api.say(session, "hi"))["turn_id"]
+    for path in (f"/chat-session/{session}", f"/api/turns/{turn}/events"):
+        async with api.http.head(path) as head, api.http.get(path) as get:
+            assert head.status == get.status == 200
+            assert head.headers["content-type"] == get.headers["content-type"]
+            assert head.headers.get("cache-control") == get.headers.get("cache-control")
+            assert "content-length" not in head.headers
+
+
 async def test_of_messages_sent_at_once_each_answer_holds_its_own_turn(api: Api) -> None:
     session = await api.make()
     path = f"{SESSIONS}/{session}/messages"
