@@ -160,6 +160,21 @@ async def test_a_larger_model_fallen_back_on_is_shown_whole_turns_and_says_what_
     assert context.messages_dropped == 41 - len(messages) > 0
 
 
+async def test_a_model_too_small_for_all_is_not_fallen_back_on_where_nothing_may_be_left_out(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    session = await a_session(parts, fallback_models=["small", "spare"], overflow="error")
+    model_server.script = lambda _: Plan(deltas=("x" * 3000,))
+    await (await take(parts, session)).completed()
+    model_server.script = lambda call: (
+        Plan(status=500, body={}) if call.body["model"] == "big" else Plan()
+    )
+    reply = await take(parts, session)
+    await reply.completed()
+    assert asked(model_server)["model"] == reply.turn.model == "spare"
+    assert len(asked(model_server)["messages"]) == 3
+
+
 async def test_of_models_that_all_fail_the_last_ones_fault_is_told(
     parts: Parts, model_server: ModelServer
 ) -> None:

@@ -442,7 +442,8 @@ class Engine:
     async def _make(self, work: "_Work", history: History) -> Usage:
         """Have the reply made by the first candidate that can; returns what it used."""
         reply, plan = work.reply, work.plan
-        for number, candidate in enumerate(plan.candidates, 1):
+        candidates = plan.able(history.total_weight)
+        for number, candidate in enumerate(candidates, 1):
             offer = candidate.offer
             asked, work.context = prompt.fit(
                 offer.asked_as,
@@ -457,7 +458,7 @@ class Engine:
             try:
                 usage = await self._ask(reply, offer.provider, asked)
             except ProviderError as error:
-                if reply.length or number == len(plan.candidates):
+                if reply.length or number == len(candidates):
                     raise
                 log.warning(
                     "%s cannot answer, so the next model is asked: %s", offer.model.id, error

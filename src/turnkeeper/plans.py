@@ -52,6 +52,17 @@ class Plan(msgspec.Struct, frozen=True):
         prompt.check_room(first.offer.model, first.room, total_weight if is_all_wanted else weight)
         return ModelChoice(first.offer.model.id, first.room)
 
+    def able(self, total_weight: int) -> tuple[Candidate, ...]:
+        """The candidates to ask about a session of `total_weight`, for which `choose` was asked.
+
+        Where nothing may be left out, those to fall back on that have no room for all of it
+        are passed over.
+        """
+        if self.blueprint.overflow != "error":
+            return self.candidates
+        first, *others = self.candidates
+        return (first, *(other for other in others if other.room >= total_weight))
+
 
 class Plans:
     """Makes plans, and remembers those that many sessions share."""
