@@ -213,6 +213,13 @@ async def test_a_message_in_the_queue_overflows_when_its_turn_comes(
     assert ended.value.code == "context_length_exceeded"
 
 
+async def test_a_reply_is_left_the_room_that_its_request_allows_it(parts: Parts) -> None:
+    session = await a_session(parts, model="small")
+    await (await take(parts, session, "x" * 2000)).completed()
+    with pytest.raises(ContextTooLong):
+        await take(parts, session, "x" * 2000, sampling=Sampling(max_tokens=500))
+
+
 async def test_a_window_of_the_deployments_own_is_kept_to(
     parts: Parts, model_server: ModelServer
 ) -> None:

@@ -88,14 +88,15 @@ class Plans:
         blueprint = basis.revision.blueprint
         frame = fill_in(blueprint, basis.variables)
         weight = prompt.weigh(frame)
+        sampling = _override(sampling_of(blueprint), over)
+        fitted = msgspec.structs.replace(blueprint, max_tokens=sampling.max_tokens)
         offers = self._candidates(blueprint, wanted)
-        rooms = [prompt.capacity(offer.model, blueprint, weight) for offer in offers]
+        rooms = [prompt.capacity(offer.model, fitted, weight) for offer in offers]
         # No more of a session is read than the first has room for.
         candidates = tuple(
             Candidate(offer, min(room, rooms[0])) for offer, room in zip(offers, rooms, strict=True)
         )
-        sampling = sampling_of(blueprint)
-        return Plan(candidates, frame, weight, _override(sampling, over), blueprint)
+        return Plan(candidates, frame, weight, sampling, blueprint)
 
     def _candidates(self, blueprint: Blueprint, wanted: str | None) -> list[Offer]:
         """The first of the wanted model, the blueprint's and the server's; then those to fall
