@@ -278,6 +278,16 @@ async def test_of_many_changes_to_the_same_state_one_is_made(api: Api) -> None:
     assert (await api.read(session))["title"] == made["chat_session"]["title"]
 
 
+async def test_a_session_that_has_changed_is_not_deleted_with_its_old_tag(api: Api) -> None:
+    session = await api.make()
+    path, old = f"{SESSIONS}/{session}", await api.tag(session)
+    await api.say(session, "Hello")
+    assert (await api.ask("DELETE", path, If_Match=old))[0] == 412
+    assert await api.said(session) == ["Hello", "You said: Hello"]
+    assert (await api.ask("DELETE", path, If_Match=await api.tag(session)))[0] == 204
+    assert (await api.ask("GET", path))[0] == 404
+
+
 async def test_a_tag_does_not_outlive_its_session(api: Api) -> None:
     for _ in range(2):
         await api.do("POST", "/api/chat", {"message": "Hello", "session_id": "mine"})

@@ -297,11 +297,15 @@ def update_session(
     statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
     rows = yield statement, (*arguments, owner, _name(session))
     id_, version = _only(rows)
-    if if_stamp is not None and make_stamp(id_, version - 1) not in if_stamp:
-        raise PreconditionFailed("The session has changed meanwhile; read it again")
+    _check_stamp(make_stamp(id_, version - 1), if_stamp)
     if change.metadata is not UNSET:
         yield SET_METADATA, (id_, encode_object(change.metadata))
     return (yield from get_session(owner, ById(id_)))
+
+
+def _check_stamp(stamp: str, wanted: Collection[str] | None) -> None:
+    if wanted is not None and stamp not in wanted:
+        raise PreconditionFailed("The session has changed meanwhile; read it again")
 
 
 def _optional(value: Any) -> tuple[int, Any]:
@@ -400,15 +404,16 @@ def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
     return [TurnRef(session_id, number) for (number,) in open_turns]
 
 
-DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id"
-DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id"
+DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, version"
+DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id, version"
 
 
 def delete_session(
-    owner: str, session: SessionChoice, if_idle: bool
+    owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, _name(session))
-    id_ = _only(rows)[0]
+    id_, version = _only(rows)
+    _check_stamp(make_stamp(id_, version), if_stamp)
     open_turns = yield from _remove_all_said(id_)
     if open_turns and if_idle:
         raise SessionBusy(
