@@ -111,9 +111,11 @@ class Engine:
         self._lives: dict[TurnRef, _Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
-        # What the store said of turns before their own coroutines had come so far.
+        # What the store said of turns before their own coroutines had come so far. No one else
+        # looks here, so that what is left when none is on its way was of turns that were over.
         self._promoted: set[TurnRef] = set()
         self._cleared: set[TurnRef] = set()
+        self._beginning = 0
         self._ticking = False
         self.stopping = False
         self._loop = asyncio.get_running_loop()
@@ -365,12 +367,15 @@ class Engine:
         sampling: Sampling | None,
         begun: asyncio.Future[Reply],
     ) -> None:
+        self._beginning += 1
         try:
             stored = await begin()
         except Exception as error:
             if not begun.done():
                 begun.set_exception(error)
             return
+        finally:
+            self._beginning -= 1
         ref, basis = stored.turn.ref, stored.basis
         self._remember(basis.revision)
         plan = self._plans.make(basis, model, sampling)
@@ -518,6 +523,9 @@ class Engine:
     def _tick(self) -> None:
         """Keep what replies have grown by since the last time, all in one commit or few."""
         self._ticking = False
+        if not self._beginning:
+            self._promoted.clear()
+            self._cleared.clear()
         for life in self._lives.values():
             if life.reply.length > life.kept and not (life.settled or life.checkpointing):
                 life.checkpointing = life.checkpointed = True
