@@ -388,7 +388,7 @@ async def test_a_turn_cleared_at_its_very_end_is_not_remembered_for_ever(
     model_server.script = lambda _: Plan(at={1: Hang()})
     running = await take(engine, "s", "again")
     async with asyncio.timeout(5):
-        while engine._cleared:
+        while engine._cancelled:
             await asyncio.sleep(0.05)
     assert running.ended is None
 

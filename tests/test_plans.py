@@ -13,6 +13,7 @@ from rig.model_server import BEFORE, Call, Hang, ModelServer, Plan, Wait
 from turnkeeper import compose
 from turnkeeper.blueprint import read_blueprint
 from turnkeeper.config import read_config
+from turnkeeper.contracts import BegunTurn, NewTurn
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import ById, Sampling, TurnStatus
 from turnkeeper.errors import ContextTooLong, InvalidRequest, SessionBusy, TurnEnded
@@ -253,6 +254,32 @@ async def test_a_second_message_is_refused_or_interrupts(
     shown = [m["content"] for m in asked(model_server)["messages"]]
     assert shown == ["stay", "half", "b"]
     await parts.engine.cancel_turn("ann", first.turn.ref)
+
+
+async def test_a_turn_is_interrupted_though_its_beginning_is_heard_of_last(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    session, engine, told = await a_session(parts, concurrency="interrupt"), parts.engine, []
+    begin_turn, later = engine._store.begin_turn, asyncio.Event()  # as PostgreSQL may answer
+
+    async def begin(new: NewTurn) -> BegunTurn:
+        begun = await begin_turn(new)
+        told.append(begun)
+        if len(told) == 1:
+            await later.wait()
+        return begun
+
+    engine._store.begin_turn = begin  # type: ignore[method-assign]
+    model_server.script = lambda _: Plan(at={BEFORE: Hang()})
+    first = asyncio.ensure_future(take(parts, session, "first"))
+    while not told:
+        await asyncio.sleep(0.01)
+    second = await take(parts, session, "second")
+    later.set()
+    async with asyncio.timeout(5):
+        assert (await (await first).wait()).turn.status is TurnStatus.CANCELLED
+        await model_server.wait_for_calls(1)
+    assert second.ended is None
 
 
 async def test_a_turn_is_cancelled_when_the_last_who_wants_it_goes(

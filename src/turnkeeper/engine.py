@@ -114,7 +114,7 @@ class Engine:
         # What the store said of turns before their own coroutines had come so far. No one else
         # looks here, so that what is left when none is on its way was of turns that were over.
         self._promoted: set[TurnRef] = set()
-        self._cleared: set[TurnRef] = set()
+        self._cancelled: set[TurnRef] = set()
         self._beginning = 0
         self._ticking = False
         self.stopping = False
@@ -281,10 +281,7 @@ class Engine:
     def stop_gone(self, gone: Sequence[TurnRef]) -> None:
         """Stop turns that were open when their session was cleared or deleted."""
         for ref in gone:
-            if ref in self._lives:
-                self._stop(ref, TurnStatus.CANCELLED)
-            else:
-                self._cleared.add(ref)
+            self._stop_open(ref)
 
     async def ready(self) -> bool:
         """Whether turns are taken just now.
@@ -384,7 +381,7 @@ class Engine:
             reply.on_abandoned = lambda: self._stop(ref, TurnStatus.CANCELLED)
         life = self._lives[ref] = _Life(reply, plan)
         for number in stored.ahead:
-            self._stop(TurnRef(ref.session_id, number), TurnStatus.CANCELLED)
+            self._stop_open(TurnRef(ref.session_id, number))
         self._keep_ticking()
         if not begun.done():
             begun.set_result(reply)
@@ -405,8 +402,8 @@ class Engine:
         reply, history = life.reply, stored.history
         status, usage, failure = TurnStatus.FAILED, None, None
         try:
-            if reply.turn.ref in self._cleared:
-                self._cleared.remove(reply.turn.ref)
+            if reply.turn.ref in self._cancelled:
+                self._cancelled.remove(reply.turn.ref)
                 return Ending(TurnStatus.CANCELLED, "")
             if stored.turn.status is TurnStatus.QUEUED:
                 history = await self._await_place(life)
@@ -525,7 +522,7 @@ class Engine:
         self._ticking = False
         if not self._beginning:
             self._promoted.clear()
-            self._cleared.clear()
+            self._cancelled.clear()
         for life in self._lives.values():
             if life.reply.length > life.kept and not (life.settled or life.checkpointing):
                 life.checkpointing = life.checkpointed = True
@@ -583,6 +580,13 @@ class Engine:
             self._promoted.add(ref)  # stored, but its own coroutine has not come to wait for it
         elif not life.place.done():
             life.place.set_result(None)
+
+    def _stop_open(self, ref: TurnRef) -> None:
+        """Cancel a turn that the store called open; its own coroutine may not know of it yet."""
+        if ref in self._lives:
+            self._stop(ref, TurnStatus.CANCELLED)
+        else:
+            self._cancelled.add(ref)
 
     def _stop(self, ref: TurnRef, status: TurnStatus) -> None:
         """Make a turn end as `status`, unless its ending is settled already."""
