@@ -511,7 +511,7 @@ async def test_deleting_a_session_cancels_its_turns_and_leaves_no_row(
     await streams[0].read_until(5)
     await asyncio.sleep(1.2)  # a checkpoint is made
     before = await rows_of(database, session)
-    kept = ("sessions", "session_data", "turns", "items", "checkpoints")
+    kept = ("sessions", "session_data", "turns", "items", "hidden_items", "checkpoints")
     assert all(before[table] for table in kept), before
 
     await api.do("DELETE", f"{SESSIONS}/{session}")

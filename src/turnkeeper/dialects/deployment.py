@@ -116,7 +116,10 @@ async def _session_pieces(
     yield b'{"data":{"engineStateId":%b,"messages":[' % encode_json(session.revision)
     place, comma, more = MessageRef(session.id, 0, 0), b"", True
     while more:
-        page = await parts.sessions.page_messages(owner, ById(session.id), after=place)
+        try:
+            page = await parts.sessions.page_messages(owner, ById(session.id), after=place)
+        except SessionNotFound:
+            break  # deleted meanwhile: what was read is the answer
         if page.messages:  # someone may clear the session meanwhile
             yield comma + b",".join([_encode_message(listed) for listed in page.messages])
             last, comma = page.messages[-1], b","

@@ -54,7 +54,7 @@ SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, 
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
     CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
         FROM items i
-        WHERE i.session_id = s.id AND i.kind = 'user' AND i.branch IS NULL
+        WHERE i.session_id = s.id AND i.kind = 'user'
         ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
@@ -163,7 +163,7 @@ def _is_wanted(session: Session, wanted: SessionFilter) -> bool:
 _ITEMS = """
 SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at
 FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
-WHERE i.session_id = ? AND i.branch IS NULL AND """
+WHERE i.session_id = ? AND """
 LIST_ITEMS = f"""{_ITEMS}(i.turn, i.position) > (?, ?)
 ORDER BY i.turn, i.position LIMIT ?
 """
@@ -322,7 +322,7 @@ LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
-FROM items WHERE session_id = ? AND branch IS NULL AND (turn, position) <= (?, ?)
+FROM items WHERE session_id = ? AND (turn, position) <= (?, ?)
     AND NOT (kind = 'assistant' AND in_prompt = 0)
 """
 SUMS_TAKEN_ALONG = f"""
@@ -387,6 +387,7 @@ SELECT number FROM turns WHERE session_id = ? AND status IN ('queued', 'running'
 """
 DELETE_TURNS = "DELETE FROM turns WHERE session_id = ?"
 DELETE_ITEMS = "DELETE FROM items WHERE session_id = ?"
+DELETE_HIDDEN = "DELETE FROM hidden_items WHERE session_id = ?"
 DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
 DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
 
@@ -399,7 +400,7 @@ def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[S
 def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
     """Returns the turns that were not over."""
     open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
-    for statement in (DELETE_TURNS, DELETE_ITEMS, DELETE_CHECKPOINTS):
+    for statement in (DELETE_TURNS, DELETE_ITEMS, DELETE_HIDDEN, DELETE_CHECKPOINTS):
         yield statement, (session_id,)
     return [TurnRef(session_id, number) for (number,) in open_turns]
 
