@@ -71,3 +71,35 @@ async def test_who_hangs_up_stops_nothing_otherwise(
 ) -> None:
     await ask_and_leave(http, model_server, stream=stream)
     assert (await the_turn(http))["status"] == "running"
+
+
+@pytest.mark.parametrize("http", ["cancel"], indirect=True)
+async def test_the_last_of_several_to_leave_stops_the_turn(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=("half", "x"), at={1: Hang()})
+    asking = asyncio.ensure_future(
+        http.post("/api/chat", json={"message": "hi", "session_id": "s"})
+    )
+    await model_server.wait_for_calls(1)
+    other = await http.get(f"/api/turns/{(await the_turn(http))['id']}/events")
+    await other.content.readuntil(b"half")
+    asking.cancel()
+    await asyncio.wait({asking})
+    await asyncio.sleep(0.2)
+    assert (await the_turn(http))["status"] == "running"
+    other.close()
+    async with asyncio.timeout(5):
+        await model_server.wait_for_disconnects(1)
+
+
+@pytest.mark.parametrize("http", ["continue"], indirect=True)
+async def test_a_generation_that_nobody_waits_for_is_not_made(
+    http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=("half", "x"), at={1: Hang()})
+    asking = asyncio.ensure_future(http.post("/generate", json=[]))
+    await model_server.wait_for_calls(1)
+    asking.cancel()
+    async with asyncio.timeout(5):
+        await model_server.wait_for_disconnects(1)

@@ -379,6 +379,20 @@ async def test_clearing_stops_what_runs_and_what_waits(
 # --- The queue ---------------------------------------------------------------------------------
 
 
+async def test_a_turn_cleared_at_its_very_end_is_not_remembered_for_ever(
+    engine: Engine, model_server: ModelServer
+) -> None:
+    reply = await take(engine, "s", "hi")
+    await reply.wait()
+    engine.stop_gone([reply.turn.ref])  # as when the store's two answers come the other way round
+    model_server.script = lambda _: Plan(at={1: Hang()})
+    running = await take(engine, "s", "again")
+    async with asyncio.timeout(5):
+        while engine._cancelled:
+            await asyncio.sleep(0.05)
+    assert running.ended is None
+
+
 async def test_sends_in_one_session_wait_their_turn(
     engine: Engine, model_server: ModelServer
 ) -> None:

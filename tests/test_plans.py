@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -13,11 +13,15 @@ from rig.model_server import BEFORE, Call, Hang, ModelServer, Plan, Wait
 from turnkeeper import compose
 from turnkeeper.blueprint import read_blueprint
 from turnkeeper.config import read_config
+from turnkeeper.contracts import BegunTurn, NewTurn
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import ById, Sampling, TurnStatus
 from turnkeeper.errors import ContextTooLong, InvalidRequest, SessionBusy, TurnEnded
 from turnkeeper.reply import Reply
-from turnkeeper.sessions import SessionRequest
+from turnkeeper.sessions import Said, SessionRequest
+
+SPEAKERS: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+LARGER_BEHIND = {"model": "small", "fallback_models": ["big"]}
 
 
 @asynccontextmanager
@@ -138,6 +142,40 @@ async def test_a_reply_that_has_begun_is_not_begun_again_elsewhere(
     assert model_server.calls == 1
 
 
+async def test_a_larger_model_fallen_back_on_is_shown_whole_turns_and_says_what_was_dropped(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    name = (await parts.deployments.create("d", read_blueprint(LARGER_BEHIND))).name
+    said = [Said(role, f"{n}" + "x" * 150) for n in range(20) for role in SPEAKERS]
+    request = SessionRequest(deployment=name, messages=tuple(said))
+    session = ById((await parts.sessions.create("ann", request)).id)
+    model_server.script = lambda call: (
+        Plan(status=500, body={}) if call.body["model"] == "small" else Plan()
+    )
+    reply = await take(parts, session)
+    await reply.completed()
+    messages, context = model_server.requests[-1].body["messages"], reply.turn.context
+    assert model_server.requests[-1].body["model"] == "big"
+    assert messages[0]["role"] == "user"
+    assert context
+    assert context.messages_dropped == 41 - len(messages) > 0
+
+
+async def test_a_model_too_small_for_all_is_not_fallen_back_on_where_nothing_may_be_left_out(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    session = await a_session(parts, fallback_models=["small", "spare"], overflow="error")
+    model_server.script = lambda _: Plan(deltas=("x" * 3000,))
+    await (await take(parts, session)).completed()
+    model_server.script = lambda call: (
+        Plan(status=500, body={}) if call.body["model"] == "big" else Plan()
+    )
+    reply = await take(parts, session)
+    await reply.completed()
+    assert asked(model_server)["model"] == reply.turn.model == "spare"
+    assert len(asked(model_server)["messages"]) == 3
+
+
 async def test_of_models_that_all_fail_the_last_ones_fault_is_told(
     parts: Parts, model_server: ModelServer
 ) -> None:
@@ -176,6 +214,13 @@ async def test_a_message_in_the_queue_overflows_when_its_turn_comes(
     assert ended.value.code == "context_length_exceeded"
 
 
+async def test_a_reply_is_left_the_room_that_its_request_allows_it(parts: Parts) -> None:
+    session = await a_session(parts, model="small")
+    await (await take(parts, session, "x" * 2000)).completed()
+    with pytest.raises(ContextTooLong):
+        await take(parts, session, "x" * 2000, sampling=Sampling(max_tokens=500))
+
+
 async def test_a_window_of_the_deployments_own_is_kept_to(
     parts: Parts, model_server: ModelServer
 ) -> None:
@@ -209,6 +254,32 @@ async def test_a_second_message_is_refused_or_interrupts(
     shown = [m["content"] for m in asked(model_server)["messages"]]
     assert shown == ["stay", "half", "b"]
     await parts.engine.cancel_turn("ann", first.turn.ref)
+
+
+async def test_a_turn_is_interrupted_though_its_beginning_is_heard_of_last(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    session, engine, told = await a_session(parts, concurrency="interrupt"), parts.engine, []
+    begin_turn, later = engine._store.begin_turn, asyncio.Event()  # as PostgreSQL may answer
+
+    async def begin(new: NewTurn) -> BegunTurn:
+        begun = await begin_turn(new)
+        told.append(begun)
+        if len(told) == 1:
+            await later.wait()
+        return begun
+
+    engine._store.begin_turn = begin  # type: ignore[method-assign]
+    model_server.script = lambda _: Plan(at={BEFORE: Hang()})
+    first = asyncio.ensure_future(take(parts, session, "first"))
+    while not told:
+        await asyncio.sleep(0.01)
+    second = await take(parts, session, "second")
+    later.set()
+    async with asyncio.timeout(5):
+        assert (await (await first).wait()).turn.status is TurnStatus.CANCELLED
+        await model_server.wait_for_calls(1)
+    assert second.ended is None
 
 
 async def test_a_turn_is_cancelled_when_the_last_who_wants_it_goes(

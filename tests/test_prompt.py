@@ -76,6 +76,12 @@ def test_what_the_store_did_not_read_counts_as_dropped() -> None:
     assert context.messages_sent + context.messages_dropped == 2020
 
 
+def test_system_messages_count_neither_as_messages_nor_as_dropped() -> None:
+    turns = [said(400), (Message("user", "x"), *[Message("system", "s")] * 3)]
+    _, context = prompt.fit("m", 300, history(*turns, messages=3))
+    assert (context.messages_sent, context.messages_dropped) == (4, 2)
+
+
 def test_the_newest_turn_always_stays() -> None:
     newest = (Message("user", "x" * 2000),)
     assert shown(history(said(500), newest), 1000) == list(newest)

@@ -123,6 +123,15 @@ async def api(server: Server) -> AsyncIterator[Api]:
             stream.response.close()
 
 
+# --- Making one --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["absent", "No name", "\0", "\ud800"])
+async def test_a_session_of_a_deployment_that_cannot_be_is_refused(api: Api, name: str) -> None:
+    status, body, _ = await api.ask("POST", SESSIONS, {"deployment": name})
+    assert status == (400 if name == "\ud800" else 404), body
+
+
 # --- Paging ------------------------------------------------------------------------------------
 
 
@@ -175,6 +184,17 @@ async def test_a_long_session_is_read_in_pages_of_about_a_megabyte(
     assert read["message_count"] == 21
     older = await api.get(f"{SESSIONS}/{session}/messages?before={read['next']}")
     assert len(older["messages"]) + len(read["messages"]) == 21
+
+
+async def test_head_tells_no_length_that_get_does_not_have(api: Api) -> None:
+    session = await api.make()
+    turn = (await api.say(session, "hi"))["turn_id"]
+    for path in (f"/chat-session/{session}", f"/api/turns/{turn}/events"):
+        async with api.http.head(path) as head, api.http.get(path) as get:
+            assert head.status == get.status == 200
+            assert head.headers["content-type"] == get.headers["content-type"]
+            assert head.headers.get("cache-control") == get.headers.get("cache-control")
+            assert "content-length" not in head.headers
 
 
 async def test_of_messages_sent_at_once_each_answer_holds_its_own_turn(api: Api) -> None:
@@ -256,6 +276,16 @@ async def test_of_many_changes_to_the_same_state_one_is_made(api: Api) -> None:
     assert sorted(status for status, _, _ in answers) == [200, *19 * [412]]
     [made] = [body for status, body, _ in answers if status == 200]
     assert (await api.read(session))["title"] == made["chat_session"]["title"]
+
+
+async def test_a_session_that_has_changed_is_not_deleted_with_its_old_tag(api: Api) -> None:
+    session = await api.make()
+    path, old = f"{SESSIONS}/{session}", await api.tag(session)
+    await api.say(session, "Hello")
+    assert (await api.ask("DELETE", path, If_Match=old))[0] == 412
+    assert await api.said(session) == ["Hello", "You said: Hello"]
+    assert (await api.ask("DELETE", path, If_Match=await api.tag(session)))[0] == 204
+    assert (await api.ask("GET", path))[0] == 404
 
 
 async def test_a_tag_does_not_outlive_its_session(api: Api) -> None:
@@ -481,7 +511,7 @@ async def test_deleting_a_session_cancels_its_turns_and_leaves_no_row(
     await streams[0].read_until(5)
     await asyncio.sleep(1.2)  # a checkpoint is made
     before = await rows_of(database, session)
-    kept = ("sessions", "session_data", "turns", "items", "checkpoints")
+    kept = ("sessions", "session_data", "turns", "items", "hidden_items", "checkpoints")
     assert all(before[table] for table in kept), before
 
     await api.do("DELETE", f"{SESSIONS}/{session}")

@@ -389,7 +389,12 @@ class Store(Protocol):
         ...
 
     async def delete_session(
-        self, owner: str, session: SessionChoice, *, if_idle: bool = False
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        if_idle: bool = False,
+        if_stamp: Collection[str] | None = None,
     ) -> Sequence[TurnRef]:
         """Remove a session and every row that belongs to it. Its id is never used again.
 
@@ -399,6 +404,7 @@ class Store(Protocol):
         Raises:
             SessionNotFound: as for `get_session`.
             SessionBusy: there are such turns, and the caller said `if_idle`.
+            PreconditionFailed: its stamp is none of `if_stamp`; nothing was removed.
         """
         ...
 

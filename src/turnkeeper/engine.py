@@ -116,9 +116,11 @@ class Engine:
         self._lives: dict[TurnRef, _Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
-        # What the store said of turns before their own coroutines had come so far.
+        # What the store said of turns before their own coroutines had come so far. No one else
+        # looks here, so that what is left when none is on its way was of turns that were over.
         self._promoted: set[TurnRef] = set()
-        self._cleared: set[TurnRef] = set()
+        self._cancelled: set[TurnRef] = set()
+        self._beginning = 0
         self._ticking = False
         self.stopping = False
         self._loop = asyncio.get_running_loop()
@@ -287,10 +289,7 @@ class Engine:
     def stop_gone(self, gone: Sequence[TurnRef]) -> None:
         """Stop turns that were open when their session was cleared or deleted."""
         for ref in gone:
-            if ref in self._lives:
-                self._stop(ref, TurnStatus.CANCELLED)
-            else:
-                self._cleared.add(ref)
+            self._stop_open(ref)
 
     async def ready(self) -> bool:
         """Whether turns are taken just now.
@@ -373,12 +372,15 @@ class Engine:
         sampling: Sampling | None,
         begun: asyncio.Future[Reply],
     ) -> None:
+        self._beginning += 1
         try:
             stored = await begin()
         except Exception as error:
             if not begun.done():
                 begun.set_exception(error)
             return
+        finally:
+            self._beginning -= 1
         ref, basis = stored.turn.ref, stored.basis
         self._remember(basis.revision)
         plan = self._plans.make(basis, model, sampling)
@@ -387,7 +389,7 @@ class Engine:
             reply.on_abandoned = lambda: self._stop(ref, TurnStatus.CANCELLED)
         life = self._lives[ref] = _Life(reply, plan)
         for number in stored.ahead:
-            self._stop(TurnRef(ref.session_id, number), TurnStatus.CANCELLED)
+            self._stop_open(TurnRef(ref.session_id, number))
         self._keep_ticking()
         if not begun.done():
             begun.set_result(reply)
@@ -408,8 +410,8 @@ class Engine:
         reply, history = life.reply, stored.history
         status, usage, failure = TurnStatus.FAILED, None, None
         try:
-            if reply.turn.ref in self._cleared:
-                self._cleared.remove(reply.turn.ref)
+            if reply.turn.ref in self._cancelled:
+                self._cancelled.remove(reply.turn.ref)
                 return Ending(TurnStatus.CANCELLED, "")
             if stored.turn.status is TurnStatus.QUEUED:
                 history = await self._await_place(life)
@@ -452,7 +454,8 @@ class Engine:
     async def _make(self, work: "_Work", history: History) -> Usage:
         """Have the reply made by the first candidate that can; returns what it used."""
         reply, plan = work.reply, work.plan
-        for number, candidate in enumerate(plan.candidates, 1):
+        candidates = plan.able(history.total_weight)
+        for number, candidate in enumerate(candidates, 1):
             offer = candidate.offer
             room, frame, frame_weight = candidate.room, plan.frame, plan.frame_weight
             if work.passage is not None:
@@ -472,7 +475,7 @@ class Engine:
             try:
                 usage = await self._ask(reply, offer.provider, asked)
             except ProviderError as error:
-                if reply.length or number == len(plan.candidates):
+                if reply.length or number == len(candidates):
                     raise
                 log.warning(
                     "%s cannot answer, so the next model is asked: %s", offer.model.id, error
@@ -532,6 +535,9 @@ class Engine:
     def _tick(self) -> None:
         """Keep what replies have grown by since the last time, all in one commit or few."""
         self._ticking = False
+        if not self._beginning:
+            self._promoted.clear()
+            self._cancelled.clear()
         for life in self._lives.values():
             if life.reply.length > life.kept and not (life.settled or life.checkpointing):
                 life.checkpointing = life.checkpointed = True
@@ -589,6 +595,13 @@ class Engine:
             self._promoted.add(ref)  # stored, but its own coroutine has not come to wait for it
         elif not life.place.done():
             life.place.set_result(None)
+
+    def _stop_open(self, ref: TurnRef) -> None:
+        """Cancel a turn that the store called open; its own coroutine may not know of it yet."""
+        if ref in self._lives:
+            self._stop(ref, TurnStatus.CANCELLED)
+        else:
+            self._cancelled.add(ref)
 
     def _stop(self, ref: TurnRef, status: TurnStatus) -> None:
         """Make a turn end as `status`, unless its ending is settled already."""

@@ -18,7 +18,10 @@ _REMEMBERED = 1000  # plans, of sessions without variables
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A model that may make the reply, and the weight of items that its prompts have room for."""
+    """A model that may make the reply, and the weight of items that its prompts have room for.
+
+    A fallback's has not more than that of the first, for which the session is read.
+    """
 
     offer: Offer
     room: int
@@ -50,6 +53,17 @@ class Plan(msgspec.Struct, frozen=True):
         prompt.check_room(first.offer.model, first.room, total_weight if is_all_wanted else weight)
         return ModelChoice(first.offer.model.id, first.room)
 
+    def able(self, total_weight: int) -> tuple[Candidate, ...]:
+        """The candidates to ask about a session of `total_weight`, for which `choose` was asked.
+
+        Where nothing may be left out, those to fall back on that have no room for all of it
+        are passed over.
+        """
+        if self.blueprint.overflow != "error":
+            return self.candidates
+        first, *others = self.candidates
+        return (first, *(other for other in others if other.room >= total_weight))
+
 
 class Plans:
     """Makes plans, and remembers those that many sessions share."""
@@ -80,11 +94,15 @@ class Plans:
             frame = prompt.put_in_front(frame, instructions) if instructions else frame
             sampling = _override(sampling, Sampling(basis.config.temperature))
         weight = prompt.weigh(frame)
+        sampling = _override(sampling, over)
+        fitted = msgspec.structs.replace(blueprint, max_tokens=sampling.max_tokens)
+        offers = self._candidates(blueprint, wanted)
+        rooms = [prompt.capacity(offer.model, fitted, weight) for offer in offers]
+        # No more of a session is read than the first has room for.
         candidates = tuple(
-            Candidate(offer, prompt.capacity(offer.model, blueprint, weight))
-            for offer in self._candidates(blueprint, wanted)
+            Candidate(offer, min(room, rooms[0])) for offer, room in zip(offers, rooms, strict=True)
         )
-        return Plan(candidates, frame, weight, _override(sampling, over), blueprint)
+        return Plan(candidates, frame, weight, sampling, blueprint)
 
     def _candidates(self, blueprint: Blueprint, wanted: str | None) -> list[Offer]:
         """The first of the wanted model, the blueprint's and the server's; then those to fall

@@ -190,7 +190,8 @@ def _one_line(title: str) -> str:
 
 
 def _is_message(kept: KeptItem) -> bool:
-    return isinstance(kept.item, Message)
+    """Whether it is one of those that `History.message_count` counts."""
+    return isinstance(kept.item, Message) and kept.item.role != "system"
 
 
 def _newest_that_fit(history: History, room: int) -> tuple[KeptItem, ...]:

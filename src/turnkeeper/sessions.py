@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from turnkeeper import prompt
+from turnkeeper.blueprint import find_deployment
 from turnkeeper.contracts import MessagePage, NewSession, SessionPage, Store
 from turnkeeper.domain import (
     Basis,
@@ -101,7 +102,7 @@ class Sessions:
         return NewSession(
             owner=owner,
             id=self._new_id(),
-            deployment=request.deployment or self._default,
+            deployment=find_deployment(request.deployment or self._default),
             title=_check_title(request.title),
             model=self._engine.check_model(request.model),
             variables=_check_variables(request.variables),
@@ -197,15 +198,24 @@ class Sessions:
         """Forget everything said in a session; turns in it stop. Nothing if there is none."""
         self._engine.stop_gone(await self._store.clear_session(owner, session, self._now()))
 
-    async def delete(self, owner: str, session: SessionChoice, *, scope: str | None = None) -> None:
+    async def delete(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        scope: str | None = None,
+        if_stamp: Collection[str] | None = None,
+    ) -> None:
         """Remove a session and everything that belongs to it; turns in it stop.
 
         Raises:
             SessionNotFound: as for `get`.
+            PreconditionFailed: its stamp is none of `if_stamp`.
         """
         if scope is not None:
             await self.get(owner, session, scope=scope)
-        self._engine.stop_gone(await self._store.delete_session(owner, session))
+        gone = await self._store.delete_session(owner, session, if_stamp=if_stamp)
+        self._engine.stop_gone(gone)
 
     async def list_versions(
         self, owner: str, session: SessionChoice, message: MessageRef

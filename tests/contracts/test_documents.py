@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from tests.contracts.test_store import NOW, a_turn, completed, publish
-from tests.contracts.test_store_sessions import a_session
+from tests.contracts.test_store import NOW, a_turn, completed, publish, say
+from tests.contracts.test_store_sessions import a_session, anew
 from turnkeeper.compose import open_driver
 from turnkeeper.contracts import DocumentStore, NewSection, Store
 from turnkeeper.domain import (
@@ -83,14 +83,9 @@ async def move(documents: DocumentStore, id_: str, section: str, position: int) 
     await documents.update_section("ann", id_, section, SectionChange(position=position), NOW)
 
 
-async def a_chat(
-    store: Store, documents: DocumentStore, id_: str, section: str, *, turns: int = 0
-) -> str:
-    """The session of a section, with so many turns that are not over."""
-    chat = await documents.open_chat("ann", id_, a_session(section=section))
-    for _ in range(turns):
-        await store.begin_turn(a_turn("hi", session=ById(chat.session_id)))
-    return chat.session_id
+async def a_chat(documents: DocumentStore, id_: str, section: str) -> str:
+    """The session of a section."""
+    return (await documents.open_chat("ann", id_, a_session(section=section))).session_id
 
 
 # --- Documents ---------------------------------------------------------------------------------
@@ -307,7 +302,7 @@ async def test_one_chat_is_made_however_many_ask(store: Store, documents: Docume
 
 async def test_a_chat_that_is_gone_is_made_anew(store: Store, documents: DocumentStore) -> None:
     id_, [section] = await a_document(documents, "x")
-    first = await a_chat(store, documents, id_, section)
+    first = await a_chat(documents, id_, section)
     await store.delete_session("ann", ById(first))
     assert await documents.find_chat("ann", id_, section) is None
     second = await documents.open_chat("ann", id_, a_session(section=section))
@@ -331,7 +326,7 @@ async def test_a_turn_of_a_chat_names_its_section_and_a_fork_does_not(
     store: Store, documents: DocumentStore
 ) -> None:
     id_, [section] = await a_document(documents, "x")
-    chat = ById(await a_chat(store, documents, id_, section))
+    chat = ById(await a_chat(documents, id_, section))
     begun = await store.begin_turn(a_turn("hi", session=chat))
     assert begun.basis.section == section
     await store.end_turn(begun.turn.ref, completed("ho"), NOW)
@@ -370,7 +365,7 @@ async def test_what_is_kept_with_a_message_acts_from_then_on(store: Store) -> No
 
 TABLES = (
     "documents", "sections", "section_texts", "sessions", "session_data", "turns", "items",
-    "checkpoints",
+    "hidden_items", "checkpoints",
 )  # fmt: skip
 
 
@@ -387,13 +382,16 @@ async def in_use(
 ) -> tuple[str, Sequence[str], list[TurnRef]]:
     """A document with two chats, one of which has a turn that runs and one that waits."""
     id_, sections = await a_document(documents, "a", "b", "c")
-    busy = await a_chat(store, documents, id_, sections[0], turns=2)
-    await a_chat(store, documents, id_, sections[1])
-    refs = [TurnRef(busy, 1), TurnRef(busy, 2)]
+    await a_chat(documents, id_, sections[1])
+    busy = await a_chat(documents, id_, sections[0])
+    await say(store, "one", "two", ById(busy))
+    begun = await store.begin_version(anew(ById(busy)))
+    await store.end_turn(begun.turn.ref, completed("other"), NOW)
+    for kept in (None, Kept({"a": 1}, ["b"])):
+        await store.begin_turn(a_turn("hi", session=ById(busy), kept=kept))
+    refs = [TurnRef(busy, 3), TurnRef(busy, 4)]
     await store.checkpoint(refs[0], 0, "words")
-    kept = Kept({"a": 1}, ["b"])
-    await store.begin_turn(a_turn("hi", session=ById(busy), kept=kept))
-    return id_, sections, [*refs, TurnRef(busy, 3)]
+    return id_, sections, refs
 
 
 async def test_deleting_a_document_leaves_no_row(
@@ -413,7 +411,7 @@ async def test_turns_that_begin_while_a_document_is_deleted_go_with_it(
     store: Store, documents: DocumentStore, driver: Driver
 ) -> None:
     id_, sections = await a_document(documents, "a", "b")
-    chat = ById(await a_chat(store, documents, id_, sections[0]))
+    chat = ById(await a_chat(documents, id_, sections[0]))
     await asyncio.gather(
         *[store.begin_turn(a_turn("hi", session=chat, queue_limit=99)) for _ in range(20)],
         documents.delete_document("ann", id_, NOW),

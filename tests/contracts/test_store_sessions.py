@@ -289,7 +289,10 @@ async def test_a_change_to_another_state_than_the_caller_knows_is_refused(store:
     for stamps in (known, set[str]()):
         with pytest.raises(PreconditionFailed):
             await store.update_session("ann", session, change, NOW, if_stamp=stamps)
+        with pytest.raises(PreconditionFailed):
+            await store.delete_session("ann", session, if_stamp=stamps)
     assert await store.get_session("ann", session) == changed
+    assert await store.delete_session("ann", session, if_stamp={changed.stamp}) == []
 
 
 async def test_open_turns_are_counted(store: Store) -> None:

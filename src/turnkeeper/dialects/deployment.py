@@ -28,6 +28,7 @@ from turnkeeper.dialects.exchange import (
     error_answer,
     plain_text,
     turn_headers,
+    while_wanted,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
 from turnkeeper.domain import (
@@ -115,7 +116,10 @@ async def _session_pieces(
     yield b'{"data":{"engineStateId":%b,"messages":[' % encode_json(session.revision)
     place, comma, more = MessageRef(session.id, 0, 0), b"", True
     while more:
-        page = await parts.sessions.page_messages(owner, ById(session.id), after=place)
+        try:
+            page = await parts.sessions.page_messages(owner, ById(session.id), after=place)
+        except SessionNotFound:
+            break  # deleted meanwhile: what was read is the answer
         if page.messages:  # someone may clear the session meanwhile
             yield comma + b",".join([_encode_message(listed) for listed in page.messages])
             last, comma = page.messages[-1], b","
@@ -137,7 +141,8 @@ async def delete_session(parts: Parts, call: Call) -> Answer:
 
 async def generate(parts: Parts, call: Call) -> Answer:
     variables = decode_variables(call.body)
-    text = await parts.engine.generate(call.caller, _name(parts, call), variables)
+    making = parts.engine.generate(call.caller, _name(parts, call), variables)
+    text = await while_wanted(call, making)  # nothing is kept: who leaves wants it no longer
     return Answer(200, encode_json({"message": text}))
 
 

@@ -5,7 +5,7 @@ and status of an error wherever a dialect's own contract does not say otherwise.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -184,25 +184,35 @@ def plain_text(value: msgspec.Raw) -> str:
 async def completed(call: Call, reply: Reply) -> str:
     """The whole text of a reply, once the turn is completed and stored.
 
-    A client that goes away waits no longer; what that means for the turn is the reply's to know.
+    Where the reply is made only as long as it is wanted, a client that goes away waits no longer.
 
     Raises:
         TurnEnded: the turn failed, was cancelled or interrupted.
+        InvalidRequest: the client went away.
     """
     if reply.on_abandoned is None:
         return await reply.completed()
-    waiting = asyncio.ensure_future(reply.completed())
+    return await while_wanted(call, reply.completed())
+
+
+async def while_wanted(call: Call, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled if the client goes away first.
+
+    Raises:
+        InvalidRequest: the client went away, so that nobody reads the answer.
+    """
+    working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(call.disconnected())
     try:
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            waiting.cancel()
-            await asyncio.wait({waiting})
-            return await reply.completed()  # nobody reads it; it ends the turn's way
-        return waiting.result()
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        raise InvalidRequest("The client went away")
     finally:
         gone.cancel()
-        waiting.cancel()
+        working.cancel()
 
 
 # --- Errors ------------------------------------------------------------------------------------

@@ -25,9 +25,18 @@ _LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a databas
 _ATTEMPTS = 10  # at a transaction that conflicts with others
 
 _TABLES = (
-    "sessions", "session_data", "turns", "items", "checkpoints", "deployments", "revisions",
-    "documents", "sections", "section_texts"
-)  # fmt: skip
+    "sessions",
+    "session_data",
+    "turns",
+    "items",
+    "hidden_items",
+    "checkpoints",
+    "deployments",
+    "revisions",
+    "documents",
+    "sections",
+    "section_texts",
+)
 
 # Bytes of our tables with their indexes.
 _SIZE = """

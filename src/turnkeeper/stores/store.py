@@ -145,10 +145,15 @@ class SqlStore:
         return await self._driver.read(lambda: sessions.list_items(owner, session, after, limit))
 
     async def delete_session(
-        self, owner: str, session: SessionChoice, *, if_idle: bool = False
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        if_idle: bool = False,
+        if_stamp: Collection[str] | None = None,
     ) -> Sequence[TurnRef]:
         return await self._driver.write(
-            lambda: sessions.delete_session(owner, session, if_idle), long=True
+            lambda: sessions.delete_session(owner, session, if_idle, if_stamp), long=True
         )
 
     async def clear_session(

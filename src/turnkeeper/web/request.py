@@ -8,7 +8,7 @@ from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
-from turnkeeper.web.streaming import EVENT_STREAM, Headers, send_answer, send_long, send_stream
+from turnkeeper.web.streaming import Headers, send_answer, send_head, send_long, send_stream
 
 EXPOSED = b"ETag, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -109,12 +109,9 @@ class Request:
         wants_body = self.method != "HEAD"
         if isinstance(outcome, Answer):
             await send_answer(self._send, outcome, self._extra, body=wants_body)
+        elif not wants_body:
+            await send_head(self._send, outcome, self._extra)
         elif isinstance(outcome, EventStream):
-            if wants_body:
-                await send_stream(self._send, self._receive, outcome, self._extra)
-            else:
-                await self.answer(Answer(200, b"", content_type=EVENT_STREAM))
-        elif wants_body:
-            await send_long(self._send, outcome, self._extra)
+            await send_stream(self._send, self._receive, outcome, self._extra)
         else:
-            await self.answer(Answer(200, b"", outcome.headers))
+            await send_long(self._send, outcome, self._extra)

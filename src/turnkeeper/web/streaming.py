@@ -6,15 +6,14 @@ from contextlib import aclosing
 
 from turnkeeper.dialects.exchange import Answer, EventStream, LongAnswer, turn_headers
 from turnkeeper.sse import KEEP_ALIVE
-from turnkeeper.web.asgi import Receive, Send
+from turnkeeper.web.asgi import Message, Receive, Send
 
 Headers = list[tuple[bytes, bytes]]
 
 KEEP_ALIVE_SECONDS = 15.0
 
-EVENT_STREAM = b"text/event-stream; charset=utf-8"
 STREAM_HEADERS = (
-    (b"content-type", EVENT_STREAM),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),  # else a proxy may hand on the whole reply at once
 )
@@ -30,10 +29,15 @@ async def send_answer(send: Send, answer: Answer, extra: Headers, *, body: bool 
     await _send_piece(send, answer.body if body else b"", more=False)
 
 
+async def send_head(send: Send, outcome: LongAnswer | EventStream, extra: Headers) -> None:
+    """Answer a HEAD request for what is sent piece by piece: without a length, as to GET."""
+    await send(_start_of(outcome, extra))
+    await _send_piece(send, b"", more=False)
+
+
 async def send_long(send: Send, answer: LongAnswer, extra: Headers) -> None:
     """Send an answer's pieces as they are made, and as fast as the client takes them."""
-    headers = [*answer.headers, *extra, (b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send(_start_of(answer, extra))
     async with aclosing(answer.pieces) as pieces:
         async for piece in pieces:
             await _send_piece(send, piece, more=True)
@@ -42,9 +46,7 @@ async def send_long(send: Send, answer: LongAnswer, extra: Headers) -> None:
 
 async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: Headers) -> None:
     """Send a reply's events until it ends or the client goes away, which stops nothing else."""
-    turn = stream.reply.turn.ref
-    headers = [*STREAM_HEADERS, *turn_headers(turn.id, turn.session_id), *extra]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send(_start_of(stream, extra))
     follower = stream.reply.follow(stream.after)
     gone = asyncio.ensure_future(_disconnected(receive))
     gone.add_done_callback(lambda _: follower.nudge())
@@ -64,6 +66,15 @@ async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: 
         silence.close()
         gone.cancel()
         follower.close()
+
+
+def _start_of(outcome: LongAnswer | EventStream, extra: Headers) -> Message:
+    if isinstance(outcome, LongAnswer):
+        headers = [*outcome.headers, *extra, (b"content-type", b"application/json")]
+    else:
+        turn = outcome.reply.turn.ref
+        headers = [*STREAM_HEADERS, *turn_headers(turn.id, turn.session_id), *extra]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
 async def _send_piece(send: Send, data: bytes, *, more: bool) -> None:

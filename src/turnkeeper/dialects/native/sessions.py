@@ -149,7 +149,8 @@ async def change_session(parts: Parts, call: Call) -> Answer:
 
 
 async def delete_session(parts: Parts, call: Call) -> Answer:
-    await parts.sessions.delete(call.caller, find_session(call.path["id"]))
+    choice = find_session(call.path["id"])
+    await parts.sessions.delete(call.caller, choice, if_stamp=wanted_stamps(call))
     return Answer(204, b"")
 
 

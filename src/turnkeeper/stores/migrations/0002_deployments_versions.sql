@@ -44,10 +44,24 @@ CREATE TABLE session_data (
 ALTER TABLE turns ADD COLUMN slot BIGINT;
 ALTER TABLE turns ADD COLUMN input BIGINT;
 
--- NULL for what is listed. What was replaced carries the number of the turn it begins with: all
--- of it goes and comes back together.
-ALTER TABLE items ADD COLUMN branch BIGINT;
 ALTER TABLE items ADD COLUMN created_at BIGINT NOT NULL DEFAULT 0;
+
+-- What was replaced, apart from what is listed, so that no turn reads over it. It carries the
+-- number of the turn it begins with: all of it goes and comes back together.
+CREATE TABLE hidden_items (
+    session_id TEXT NOT NULL,
+    turn BIGINT NOT NULL,
+    position BIGINT NOT NULL,
+    kind TEXT NOT NULL,
+    text TEXT NOT NULL,
+    data TEXT,
+    weight BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    in_prompt BIGINT NOT NULL,
+    branch BIGINT NOT NULL,
+    PRIMARY KEY (session_id, turn, position)
+) -- clustered
+;
 
 UPDATE items SET created_at = COALESCE((
     SELECT CASE WHEN items.kind = 'assistant' THEN COALESCE(t.finished_at, t.created_at)

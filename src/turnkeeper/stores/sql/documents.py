@@ -27,7 +27,7 @@ from turnkeeper.errors import (
     SectionNotFound,
 )
 from turnkeeper.stores.sql.rows import Rows, Transaction
-from turnkeeper.stores.sql.sessions import create_session
+from turnkeeper.stores.sql.sessions import DELETE_DATA, DELETE_SAID, create_session
 
 # --- Documents ---------------------------------------------------------------------------------
 
@@ -284,14 +284,7 @@ _CHAT_OF_SECTION = "(SELECT session_id FROM sections WHERE id = ?)"
 _CHATS_OF_DOCUMENT = """
 (SELECT session_id FROM sections WHERE document_id = ? AND session_id IS NOT NULL)
 """
-# The sessions first: that locks them, so that no turn begins in them any more.
-_DELETE_CHATS = (
-    "DELETE FROM sessions WHERE id IN ",
-    "DELETE FROM turns WHERE session_id IN ",
-    "DELETE FROM items WHERE session_id IN ",
-    "DELETE FROM checkpoints WHERE session_id IN ",
-    "DELETE FROM session_data WHERE session_id IN ",
-)
+_DELETE_CHATS = "DELETE FROM sessions WHERE id IN "
 _OPEN_TURNS = """
 SELECT session_id, number FROM turns WHERE status IN ('queued', 'running') AND session_id IN """
 
@@ -326,11 +319,10 @@ def delete_section(
 
 def _delete_chats(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     """Delete sessions with all that belongs to them; returns the turns that were not over."""
-    sessions, *rest = _DELETE_CHATS
-    yield sessions + which, (id_,)
+    yield _DELETE_CHATS + which, (id_,)  # first: that locks them, so that no turn begins there
     open_turns = yield _OPEN_TURNS + which, (id_,)
-    for statement in rest:
-        yield statement + which, (id_,)
+    for statement in (*DELETE_SAID, DELETE_DATA):
+        yield statement.replace("= ?", f"IN {which}"), (id_,)
     return [TurnRef(*row) for row in open_turns]
 
 

@@ -57,7 +57,7 @@ SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, 
     d.config, d.context_documents,
     CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
         FROM items i
-        WHERE i.session_id = s.id AND i.kind = 'user' AND i.branch IS NULL
+        WHERE i.session_id = s.id AND i.kind = 'user'
         ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
@@ -166,7 +166,7 @@ def _is_wanted(session: Session, wanted: SessionFilter) -> bool:
 _ITEMS = """
 SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at
 FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
-WHERE i.session_id = ? AND i.branch IS NULL AND """
+WHERE i.session_id = ? AND """
 LIST_ITEMS = f"""{_ITEMS}(i.turn, i.position) > (?, ?)
 ORDER BY i.turn, i.position LIMIT ?
 """
@@ -301,11 +301,15 @@ def update_session(
     statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
     rows = yield statement, (*arguments, owner, _name(session))
     id_, version = _only(rows)
-    if if_stamp is not None and make_stamp(id_, version - 1) not in if_stamp:
-        raise PreconditionFailed("The session has changed meanwhile; read it again")
+    _check_stamp(make_stamp(id_, version - 1), if_stamp)
     if change.metadata is not UNSET:
         yield SET_METADATA, (id_, encode_object(change.metadata))
     return (yield from get_session(owner, ById(id_)))
+
+
+def _check_stamp(stamp: str, wanted: Collection[str] | None) -> None:
+    if wanted is not None and stamp not in wanted:
+        raise PreconditionFailed("The session has changed meanwhile; read it again")
 
 
 def _optional(value: Any) -> tuple[int, Any]:
@@ -322,7 +326,7 @@ LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
-FROM items WHERE session_id = ? AND branch IS NULL AND (turn, position) <= (?, ?)
+FROM items WHERE session_id = ? AND (turn, position) <= (?, ?)
     AND NOT (kind = 'assistant' AND in_prompt = 0)
 """
 SUMS_TAKEN_ALONG = f"""
@@ -388,7 +392,9 @@ SELECT number FROM turns WHERE session_id = ? AND status IN ('queued', 'running'
 """
 DELETE_TURNS = "DELETE FROM turns WHERE session_id = ?"
 DELETE_ITEMS = "DELETE FROM items WHERE session_id = ?"
+DELETE_HIDDEN = "DELETE FROM hidden_items WHERE session_id = ?"
 DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
+DELETE_SAID = (DELETE_TURNS, DELETE_ITEMS, DELETE_HIDDEN, DELETE_CHECKPOINTS)
 DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
 
 
@@ -400,20 +406,21 @@ def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[S
 def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
     """Returns the turns that were not over."""
     open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
-    for statement in (DELETE_TURNS, DELETE_ITEMS, DELETE_CHECKPOINTS):
+    for statement in DELETE_SAID:
         yield statement, (session_id,)
     return [TurnRef(session_id, number) for (number,) in open_turns]
 
 
-DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id"
-DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id"
+DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, version"
+DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id, version"
 
 
 def delete_session(
-    owner: str, session: SessionChoice, if_idle: bool
+    owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, _name(session))
-    id_ = _only(rows)[0]
+    id_, version = _only(rows)
+    _check_stamp(make_stamp(id_, version), if_stamp)
     open_turns = yield from _remove_all_said(id_)
     if open_turns and if_idle:
         raise SessionBusy(

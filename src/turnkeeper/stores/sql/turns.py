@@ -181,7 +181,6 @@ def counts_as_message(item: Item) -> bool:
 NEWEST_ITEMS = """
 SELECT turn, position, kind, text, data, weight FROM items
 WHERE session_id = ? AND (turn, position) < (?, ?) AND in_prompt = 1
-    AND branch IS NULL
 ORDER BY turn DESC, position DESC LIMIT ?
 """
 
@@ -398,6 +397,8 @@ WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
 REPLY_TEXT = """
 SELECT text FROM items WHERE session_id = ? AND turn = ? AND kind = 'assistant' ORDER BY position
 """
+# Of a reply in whose place another stands now.
+HIDDEN_REPLY_TEXT = REPLY_TEXT.replace("items", "hidden_items")
 
 
 def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
@@ -407,4 +408,6 @@ def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
     turn = decode_turn(ref, rows[0])
     words = REPLY_TEXT if turn.status.terminal else CHECKPOINTED_TEXT
     texts = yield words, (ref.session_id, ref.number)
+    if not texts:
+        texts = yield HIDDEN_REPLY_TEXT, (ref.session_id, ref.number)
     return StoredReply(turn, "".join(row[0] for row in texts))

@@ -1,8 +1,8 @@
 """Versions: other words, or another reply, at a place where something was said before.
 
 Turns that stand in one place share a *slot*, the number of the first of them. What is replaced
-is hidden from that place to the end, as one *branch* under the number of the turn it begins
-with; selecting a version hides what stands there now in the same way, and brings its own back.
+is put away from that place to the end, as one *branch* under the number of the turn it begins
+with; selecting a version puts away what stands there now in the same way, and brings its own back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ _ASKED = "('user', 'system', 'tool_result')"
 
 # The place of the newest message there is to answer.
 NEWEST_ASKED = """
-SELECT turn FROM items WHERE session_id = ? AND branch IS NULL AND kind = 'user'
+SELECT turn FROM items WHERE session_id = ? AND kind = 'user'
 ORDER BY turn DESC, position DESC LIMIT 1
 """
 GET_ASKED = f"""
@@ -47,7 +47,8 @@ SELECT position, kind, text, data, weight FROM items
 WHERE session_id = ? AND turn = ? AND kind IN {_ASKED} ORDER BY position
 """
 GET_KIND = "SELECT kind FROM items WHERE session_id = ? AND turn = ? AND position = ?"
-GET_BRANCH = "SELECT branch FROM items WHERE session_id = ? AND turn = ? LIMIT 1"
+GET_HIDDEN_KIND = GET_KIND.replace("items", "hidden_items")
+IS_LISTED = "SELECT 1 FROM items WHERE session_id = ? AND turn = ? LIMIT 1"
 GET_SLOT = "SELECT slot, input FROM turns WHERE session_id = ? AND number = ?"
 TURNS_IN_SLOT = "SELECT number, input FROM turns WHERE session_id = ? AND slot = ? ORDER BY number"
 
@@ -57,11 +58,19 @@ SELECT COUNT(CASE WHEN text <> '' AND (kind = 'user' OR (kind = 'assistant' AND 
         THEN 1 END),
     COUNT(CASE WHEN text <> '' AND kind = 'user' AND in_prompt = 0 THEN 1 END),
     COALESCE(SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END), 0)
-FROM items WHERE session_id = ? AND """
-SUMS_FROM = _SUMS + "turn >= ? AND branch IS NULL"
-SUMS_OF_BRANCH = _SUMS + "branch = ?"
-HIDE_FROM = "UPDATE items SET branch = ? WHERE session_id = ? AND turn >= ? AND branch IS NULL"
-BRING_BACK = "UPDATE items SET branch = NULL WHERE session_id = ? AND branch = ?"
+FROM """
+_FROM = "items WHERE session_id = ? AND turn >= ?"
+_BRANCH = "hidden_items WHERE session_id = ? AND branch = ?"
+SUMS_FROM = _SUMS + _FROM
+SUMS_OF_BRANCH = _SUMS + _BRANCH
+
+_ITEM = "session_id, turn, position, kind, text, data, weight, created_at, in_prompt"
+HIDE_FROM = (
+    f"INSERT INTO hidden_items ({_ITEM}, branch) SELECT {_ITEM}, CAST(? AS BIGINT) FROM {_FROM}"
+)
+REMOVE_FROM = f"DELETE FROM {_FROM}"
+BRING_BACK = f"INSERT INTO items ({_ITEM}) SELECT {_ITEM} FROM {_BRANCH}"
+REMOVE_BRANCH = f"DELETE FROM {_BRANCH}"
 ADD_SUMS = """
 UPDATE sessions SET message_count = message_count + ?, hidden_count = hidden_count + ?,
     weight = weight + ?
@@ -128,7 +137,8 @@ def _place_of_words(session_id: str, message: MessageRef) -> Transaction[int]:
 def _kind_of(session_id: str, message: MessageRef) -> Transaction[str]:
     rows: Rows = ()
     if message.session_id == session_id:
-        rows = yield GET_KIND, (session_id, message.turn, message.position)
+        place = (session_id, message.turn, message.position)
+        rows = (yield GET_KIND, place) or (yield GET_HIDDEN_KIND, place)
     if not rows or rows[0][0] not in ("user", "assistant"):
         raise MessageNotFound("Message not found")
     return str(rows[0][0])
@@ -137,8 +147,7 @@ def _kind_of(session_id: str, message: MessageRef) -> Transaction[str]:
 def _listed_at(session_id: str, turn: int) -> Transaction[int]:
     """The one of the turns in the same slot that is listed now."""
     for number, _ in (yield from _turns_at(session_id, turn)):
-        branch = yield GET_BRANCH, (session_id, number)
-        if branch and branch[0][0] is None:
+        if (yield IS_LISTED, (session_id, number)):
             return number
     raise MessageNotFound("The message belongs to a version that is not selected")
 
@@ -163,6 +172,7 @@ def _hide(session_id: str, turn: int) -> Transaction[Row]:
     """Hide what is listed from a turn on; returns what it added to the session."""
     sums = yield SUMS_FROM, (session_id, turn)
     yield HIDE_FROM, (turn, session_id, turn)
+    yield REMOVE_FROM, (session_id, turn)
     return [int(value) for value in sums[0]]
 
 
@@ -182,12 +192,13 @@ def _turns_at(session_id: str, turn: int) -> Transaction[Sequence[tuple[int, int
 
 # --- Listing and selecting ---------------------------------------------------------------------
 
-# A turn's first words of the user's, or its reply.
+# A turn's words of the user's and its reply, listed or hidden.
 WORDS_OF_TURN = """
-SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at, i.branch
+SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at
 FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
 WHERE i.session_id = ? AND i.turn = ? AND i.kind IN ('user', 'assistant') ORDER BY i.position
 """
+HIDDEN_WORDS_OF_TURN = WORDS_OF_TURN.replace("FROM items", "FROM hidden_items")
 
 LOCK_IDLE = """
 UPDATE sessions SET version = version + 1, updated_at = ? WHERE owner = ? AND id = ?
@@ -207,19 +218,18 @@ def list_versions(
         if kind == "assistant" and input_ != inputs[message.turn]:
             continue
         words = yield WORDS_OF_TURN, (found.id, number)
-        version = _version(number, kind, words)
+        selected = bool(words)
+        if not selected:
+            words = yield HIDDEN_WORDS_OF_TURN, (found.id, number)
+        version = Version(number, selected, _first(kind, words))
         key = input_ if kind == "user" else number
         if not (key in versions and versions[key].selected):
             versions[key] = version
     return list(versions.values())
 
 
-def _version(number: int, kind: str, words: Rows) -> Version:
-    selected = any(branch is None for *_, branch in words)
-    message: ListedItem | None = next(
-        (decode_listed(row) for *row, _ in words if row[2] == kind and row[3]), None
-    )
-    return Version(number, selected, message)
+def _first(kind: str, words: Rows) -> ListedItem | None:
+    return next((decode_listed(row) for row in words if row[2] == kind and row[3]), None)
 
 
 def select_version(
@@ -239,6 +249,7 @@ def select_version(
         removed = yield from _hide(found.id, listed)
         added = yield SUMS_OF_BRANCH, (found.id, turn)
         yield BRING_BACK, (found.id, turn)
+        yield REMOVE_BRANCH, (found.id, turn)
         change = [int(more) - less for more, less in zip(added[0], removed, strict=True)]
         yield ADD_SUMS, (*change, found.id)
     return (yield from get_session(owner, ById(found.id)))
