@@ -28,7 +28,7 @@ from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
 from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
-from turnkeeper.stores.store import SqlStore
+from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 
@@ -178,13 +178,18 @@ async def _settle(store: Store) -> int:
 
 async def open_store(url: str) -> Store:
     """The store at a database URL, locked and migrated."""
+    return SqlStore(await open_driver(url))
+
+
+async def open_driver(url: str) -> Driver:
+    """The database at a URL, locked and migrated: what any store may be had on."""
     path = _sqlite_path(url)
     if path is not None:
-        return SqlStore(open_sqlite(path))
+        return open_sqlite(path)
     # Here, so that those who use SQLite need not carry asyncpg in memory.
     from turnkeeper.stores.postgres import open_postgres  # noqa: PLC0415
 
-    return SqlStore(await open_postgres(url))
+    return await open_postgres(url)
 
 
 def _policy(config: Config, deployment: str) -> Policy:

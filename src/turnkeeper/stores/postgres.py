@@ -25,7 +25,8 @@ _LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a databas
 _ATTEMPTS = 10  # at a transaction that conflicts with others
 
 _TABLES = (
-    "sessions", "session_data", "turns", "items", "checkpoints", "deployments", "revisions"
+    "sessions", "session_data", "turns", "items", "checkpoints", "deployments", "revisions",
+    "users", "logins", "api_keys",
 )  # fmt: skip
 
 # Bytes of our tables with their indexes.
