@@ -11,6 +11,7 @@ import time
 from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Literal, TypeVar
 
 import msgspec
@@ -85,12 +86,17 @@ class Accounts:
         self._hashing = 0
         self._by_user = Throttle(_USER_WAIT)
         self._by_address = Throttle(_ADDRESS_WAIT)
-        self._known: dict[bytes, tuple[Caller, float]] = {}
+        self._known: dict[tuple[bytes, CredentialKind], tuple[Caller, float]] = {}
         self._changes = 0
         self._dropped_at = 0
 
     def close(self) -> None:
         self._threads.shutdown(wait=False)
+
+    @property
+    def login_seconds(self) -> int:
+        """How long a login lasts at most."""
+        return self._rules.lifetime // 1000
 
     # --- Who it is ---------------------------------------------------------------------------
 
@@ -99,9 +105,8 @@ class Accounts:
 
         The answer is up to a second old, but never older than a change made through this object.
         """
-        secret = credential.encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(secret)
-        mark = kind.encode() + digest.digest()
+        digest = hashlib.sha256(_to_bytes(credential))
+        mark = digest.digest(), kind
         known = self._known.get(mark)
         begun = self._tick()
         if known is not None and begun < known[1]:
@@ -131,13 +136,12 @@ class Accounts:
         login, user = found
         now = self._now()
         if now - login.created_at > self._rules.lifetime or now - login.seen_at > self._rules.idle:
-            await self._store.end_login(hash_)
+            with suppress(StoreUnavailable):
+                await self._store.end_login(hash_)
             return None
         if now - login.seen_at >= min(_SEEN_EVERY, self._rules.idle // 10):
-            try:
+            with suppress(StoreUnavailable):  # what only reads goes on while the disk is full
                 await self._store.touch_login(hash_, now)
-            except StoreUnavailable:
-                pass  # what only reads goes on while the disk is full
         return user
 
     def _forget_callers(self) -> None:
@@ -194,7 +198,7 @@ class Accounts:
 
     def _verify(self, password_hash: str, password: str) -> bool:
         try:
-            return self._hasher.verify(password_hash, password)
+            return self._hasher.verify(password_hash, _to_bytes(password))
         except (VerificationError, InvalidHashError):
             return False
 
@@ -316,7 +320,7 @@ class Accounts:
         return await self._hash(password)
 
     async def _hash(self, password: str) -> str:
-        return await self._run(lambda: self._hasher.hash(password))
+        return await self._run(lambda: self._hasher.hash(_to_bytes(password)))
 
     async def _run(self, work: Callable[[], T]) -> T:
         self._hashing += 1
@@ -328,4 +332,8 @@ class Accounts:
 
 def _hash_secret(secret: str) -> str:
     """What is kept of a token or key: enough, since no one can guess 256 random bits."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_to_bytes(secret)).hexdigest()
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # whatever came in, it is compared

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import uvicorn
 
+from turnkeeper.accounts import ADMIN, Accounts, LoginRules
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import Store
+from turnkeeper.contracts import AccountStore, Store
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import make_revision_id, make_session_id
@@ -27,7 +28,14 @@ from turnkeeper.randomness import Randomness
 from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
-from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
+from turnkeeper.stores.accounts import SqlAccounts
+from turnkeeper.stores.sqlite import (
+    inspect_sqlite,
+    open_sqlite,
+    read_address,
+    visit_sqlite,
+    write_address,
+)
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
@@ -135,12 +143,14 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
         for warning in check_deployments(config.all_deployments(), offers, absences):
             log.warning("%s", warning)
-        store = await open_store(config.database)
+        driver = await open_driver(config.database)
+        store = SqlStore(driver)
         try:
             settled = await _settle(store)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            parts = await _assemble(store, offers, config)
+            accounts = await _open_accounts(SqlAccounts(driver), config)
+            parts = await _assemble(store, offers, accounts, config)
             keeping = asyncio.create_task(Keeper(store, now=_now).run())
             try:
                 yield parts
@@ -148,11 +158,15 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
                 keeping.cancel()
                 await asyncio.wait({keeping})
                 await parts.engine.drain(0)
+                if accounts is not None:
+                    accounts.close()
         finally:
             await store.close()
 
 
-async def _assemble(store: Store, offers: Offers, config: Config) -> Parts:
+async def _assemble(
+    store: Store, offers: Offers, accounts: Accounts | None, config: Config
+) -> Parts:
     plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
     default = entries[0].name
 
@@ -166,7 +180,37 @@ async def _assemble(store: Store, offers: Offers, config: Config) -> Parts:
     await deployments.adopt(blueprints, complete=config.has_file)
     engine = Engine(store, offers, plans, _policy(config, default), now=_now, new_id=new_id)
     sessions = Sessions(store, engine, plans, default, now=_now, new_id=new_id)
-    return Parts(engine, sessions, deployments)
+    return Parts(engine, sessions, deployments, accounts)
+
+
+async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
+    """What credentials are looked up in; None where nobody is asked for any.
+
+    Raises:
+        ConfigError: nobody could come in.
+    """
+    if config.auth == "off":
+        return None
+    rules = LoginRules(config.login_idle * 1000, config.login_lifetime * 1000)
+    accounts = Accounts(store, now=_now, rules=rules)
+    try:
+        await accounts.set_admin_key(config.admin_key)
+    except StoreUnavailable as error:
+        raise ConfigError(f"The database cannot be written: {error.__cause__ or error}") from error
+    if not await accounts.can_anyone_enter():
+        raise ConfigError(NOBODY_CAN_ENTER)
+    if config.admin_key is not None:
+        disabled = {user.name for user in await accounts.list_users() if user.disabled}
+        if ADMIN in disabled:
+            log.warning("The user admin is disabled, so the key of admin_key opens nothing")
+    return accounts
+
+
+NOBODY_CAN_ENTER = (
+    "Credentials are asked for (auth is keys), and nobody has any: make a user with"
+    " `turnkeeper users create NAME`, or set TURNKEEPER_ADMIN_KEY; or say --auth off to serve"
+    " everyone who can reach the server"
+)
 
 
 async def _settle(store: Store) -> int:
@@ -206,6 +250,7 @@ def _origins(config: Config) -> Origins:
         hosts=frozenset({config.host.lower(), *(host.lower() for host in config.hosts)}),
         any_address=config.host not in LOOPBACK,
         allowed=config.cors,
+        guarded=config.auth == "off",
     )
 
 
@@ -219,17 +264,47 @@ def _now() -> int:
 @asynccontextmanager
 async def visit_store(url: str) -> AsyncIterator[Store]:
     """The store at a database URL for a command: not locked, not migrated, nothing settled."""
+    async with _visit_driver(url) as driver:
+        yield SqlStore(driver)
+
+
+@asynccontextmanager
+async def visit_accounts(url: str, *, make: bool = False) -> AsyncIterator[Accounts]:
+    """Users and keys for a command, as `visit_store`; `make` a database that is not there."""
+    if make and await inspect_database(url) is None:
+        await (await open_driver(url)).close()
+    async with _visit_driver(url) as driver:
+        accounts = Accounts(SqlAccounts(driver), now=_now)
+        try:
+            yield accounts
+        finally:
+            accounts.close()
+
+
+async def inspect_database(url: str) -> int | None:
+    """The number of the newest migration there; None if there has been none of ours."""
     path = _sqlite_path(url)
     if path is not None:
-        store = SqlStore(visit_sqlite(path))
+        return await asyncio.to_thread(inspect_sqlite, path)
+    from turnkeeper.stores.postgres import inspect_postgres  # noqa: PLC0415
+
+    return await inspect_postgres(url)
+
+
+@asynccontextmanager
+async def _visit_driver(url: str) -> AsyncIterator[Driver]:
+    path = _sqlite_path(url)
+    driver: Driver
+    if path is not None:
+        driver = visit_sqlite(path)
     else:
         from turnkeeper.stores.postgres import visit_postgres  # noqa: PLC0415
 
-        store = SqlStore(await visit_postgres(url))
+        driver = await visit_postgres(url)
     try:
-        yield store
+        yield driver
     finally:
-        await store.close()
+        await driver.close()
 
 
 @asynccontextmanager

@@ -90,10 +90,14 @@ _HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a p
 
 
 def _auth(text: str) -> str:
-    if text == "keys":
-        raise ValueError("cannot be keys yet: this version has no API keys")
-    if text != "off":
-        raise ValueError("must be off")
+    if text not in ("keys", "off"):
+        raise ValueError("must be keys or off")
+    return text
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{32,512}", text):
+        raise ValueError("must be 32 to 512 characters of ASCII without spaces")
     return text
 
 
@@ -140,8 +144,27 @@ SETTINGS: tuple[Setting, ...] = (
         "auth",
         None,
         _auth,
-        "`off`: no credentials are asked for, everything belongs to the user `local`."
-        " That is the default on loopback and must be said elsewhere.",
+        "`keys`: everyone is asked for credentials. `off`: nobody is, and everything belongs to"
+        " the user `local`. Default: `off` on loopback, `keys` elsewhere.",
+    ),
+    Setting(
+        "admin_key",
+        None,
+        _key,
+        "An API key of the user `admin`, who is made at the start: for where there is no shell.",
+        secret=True,
+    ),
+    Setting(
+        "login_idle",
+        604_800,
+        _whole(60, 31_536_000),
+        "Seconds after which a login ends that was not used.",
+    ),
+    Setting(
+        "login_lifetime",
+        2_592_000,
+        _whole(60, 31_536_000),
+        "Seconds after which a login ends in any case.",
     ),
     Setting(
         "cors",

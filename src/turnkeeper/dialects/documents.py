@@ -34,7 +34,7 @@ from turnkeeper.dialects.session_view import (
 )
 from turnkeeper.dialects.turn_stream import turn_stream
 from turnkeeper.domain import find_session
-from turnkeeper.errors import BlankMessage, SessionNotFound, TurnkeeperError
+from turnkeeper.errors import BlankMessage, SessionNotFound, TurnkeeperError, Unauthenticated
 from turnkeeper.sessions import MESSAGE_PAGE_LIMIT
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ def encode_error(error: TurnkeeperError) -> Answer:
         return error_answer(error, {"error": "Chat session not found"})
     if isinstance(error, BlankMessage):
         return error_answer(error, {"error": "Message cannot be empty"})
+    if isinstance(error, Unauthenticated):
+        return error_answer(error, {"error": error.sentence})
     return exchange.encode_error(error)
 
 

@@ -23,7 +23,7 @@ INSERT INTO users (name, password_hash, role, disabled, created_at) VALUES (?, ?
 ON CONFLICT (name) DO NOTHING RETURNING name
 """
 LOCK_USER = "UPDATE users SET name = name WHERE name = ? RETURNING name"
-SET_PASSWORD = "UPDATE users SET password_hash = ? WHERE name = ? RETURNING name"
+CHANGE_HASH = "UPDATE users SET password_hash = ? WHERE name = ? RETURNING name"
 SET_DISABLED = "UPDATE users SET disabled = ? WHERE name = ? RETURNING name"
 SET_ADMIN = "UPDATE users SET role = 'admin' WHERE name = ?"
 CAN_ANYONE_ENTER = """
@@ -49,7 +49,7 @@ def find_password(name: str) -> Transaction[tuple[User, str] | None]:
 
 
 def set_password(name: str, password_hash: str | None) -> Transaction[None]:
-    _expect_user(name, (yield SET_PASSWORD, (password_hash, name)))
+    _expect_user(name, (yield CHANGE_HASH, (password_hash, name)))
     yield END_LOGINS, (name,)
 
 
@@ -76,7 +76,7 @@ def _decode_user(row: Row) -> User:
 # --- Logins ------------------------------------------------------------------------------------
 
 # Locks the user's row, and finds it only while the password is the one that was checked.
-CONFIRM_PASSWORD = """
+CONFIRM_HASH = """
 UPDATE users SET password_hash = ? WHERE name = ? AND password_hash = ? AND disabled = 0
 RETURNING name
 """
@@ -92,7 +92,7 @@ DROP_LOGINS = "DELETE FROM logins WHERE created_at < ? OR seen_at < ? RETURNING 
 
 
 def begin_login(login: Login, password_hash: str, new_hash: str | None) -> Transaction[bool]:
-    if not (yield CONFIRM_PASSWORD, (new_hash or password_hash, login.user, password_hash)):
+    if not (yield CONFIRM_HASH, (new_hash or password_hash, login.user, password_hash)):
         return False
     yield INSERT_LOGIN, (login.hash, login.user, login.created_at, login.seen_at)
     return True
