@@ -415,3 +415,37 @@ async def test_in_mode_off_credentials_are_ignored(server_url: str) -> None:
         assert (status, body["user"]["username"]) == (200, "local")
         assert "set-cookie" not in headers
         assert (await ask(http, "POST", "/logout"))[:2] == (200, {"success": True})
+
+
+# --- In the terminal ---------------------------------------------------------------------------
+
+
+def chat(site: Site, *options: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "turnkeeper", "chat", "--url", site.server.url, *options],
+        cwd=site.folder,
+        env={"PATH": os.environ["PATH"], **(env or {})},
+        input="zebra",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+async def test_the_terminal_shows_a_key_to_a_server_that_asks_for_one(site: Site) -> None:
+    key = site.keys["ann"]
+    for options, env in ((("--key", key), {}), ((), {"TURNKEEPER_KEY": key})):
+        code, out, err = await asyncio.to_thread(chat, site, *options, env=env)
+        assert (code, err) == (0, "")
+        assert out.strip()
+
+
+async def test_without_a_key_that_is_known_the_terminal_says_so_in_a_sentence(site: Site) -> None:
+    code, out, err = await asyncio.to_thread(chat, site)
+    assert (code, out) == (2, "")
+    asked = f"The server at {site.server.url} asks for a key: say --key, or set TURNKEEPER_KEY."
+    assert err == f"turnkeeper: {asked}\n"
+    code, out, err = await asyncio.to_thread(chat, site, "--key", "tk_wrong")
+    assert (code, out) == (2, "")
+    assert err == f"turnkeeper: The server at {site.server.url} does not know this key.\n"

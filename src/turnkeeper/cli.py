@@ -97,8 +97,14 @@ _OF_A_SERVER = ("public_url", "login_idle", "login_lifetime", "body_limit", "que
     metavar="TEXT",
     help="The model to ask with every message. Default: the session's own.",
 )
+@click.option(
+    "--key",
+    metavar="KEY",
+    envvar="TURNKEEPER_KEY",
+    help="An API key, for a server that asks for one.  [TURNKEEPER_KEY]",
+)
 @_with_settings(*_OWN_SERVER, *_OF_A_SERVER, "model")
-def chat(url: str | None, session: str | None, **options: str | None) -> None:
+def chat(url: str | None, session: str | None, key: str | None, **options: str | None) -> None:
     """Talk in the terminal; in a pipe, say standard input and print the reply.
 
     Talks to the server at --url, else to the one that runs on this machine on the same database,
@@ -112,7 +118,9 @@ def chat(url: str | None, session: str | None, **options: str | None) -> None:
             url = read_url(url)
     except ConfigError as error:
         _stop(error)
-    sys.exit(terminal.run(config, terminal.Wish(url, session or None, options["model"])))
+    sys.exit(
+        terminal.run(config, terminal.Wish(url, session or None, options["model"], key or None))
+    )
 
 
 def _stop(error: ConfigError) -> NoReturn:
