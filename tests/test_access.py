@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
 import time
@@ -234,6 +236,23 @@ async def test_guesses_are_slowed_down(http: aiohttp.ClientSession) -> None:
     assert headers["retry-after"] == "1"
 
 
+async def test_guesses_through_a_proxy_are_counted_by_where_they_come_from(
+    tmp_path: Path,
+) -> None:
+    site = await asyncio.to_thread(Site, tmp_path, "--proxies", "127.0.0.1, 10.0.0.1")
+    with site.server as server:
+        async with aiohttp.ClientSession(server.url) as http:
+
+            async def guess(user: str, address: str) -> int:
+                body = {"username": user, "password": "guess"}
+                return (await ask(http, "POST", "/login", body, X_Forwarded_For=address))[0]
+
+            for n in range(5):
+                assert await guess(f"user{n}", "192.0.2.7") == 401
+            assert await guess("other", "10.9.9.9, 192.0.2.7") == 429
+            assert await guess("other", "192.0.2.8") == 401
+
+
 # --- Other people's pages ----------------------------------------------------------------------
 
 
@@ -345,6 +364,35 @@ def test_the_commands_on_users(tmp_path: Path) -> None:
     assert run("users", "enable", "ann") == "Enabled ann\n"
     assert run("users", "password", "ann", "--no-password") == "ann has no password\n"
     assert "no user eve" in run("users", "disable", "eve", code=1)
+
+
+def test_a_password_is_asked_for_twice_and_not_shown(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "turnkeeper", "users", "create", "ann"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for prompt in (b"Password: ", b"Again: "):
+            said = b""
+            while not said.endswith(prompt):
+                piece = process.stderr.read(1)
+                assert piece, said
+                said += piece
+            os.write(ours, f"{PASSWORD}\n".encode())
+        assert process.stdout.read() == b"Created user ann\n"
+        assert process.wait() == 0
+    os.close(theirs)
+    shown = os.read(ours, 1000) if select.select([ours], [], [], 0)[0] else b""
+    assert PASSWORD.encode() not in shown
+    os.close(ours)
+    assert json.loads(turnkeeper(tmp_path, "users", "list", "--json"))[0]["has_password"]
 
 
 def test_the_commands_on_keys(tmp_path: Path) -> None:

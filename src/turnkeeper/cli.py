@@ -84,7 +84,15 @@ def _run(options: Mapping[str, str | None], act: Callable[[Config], Coroutine[An
 
 # The server that `chat` opens is for itself alone: on loopback, at a port of its own.
 _OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hosts": ""}
-_OF_A_SERVER = ("public_url", "login_idle", "login_lifetime", "body_limit", "queue_limit", "grace")
+_OF_A_SERVER = (
+    "public_url",
+    "proxies",
+    "login_idle",
+    "login_lifetime",
+    "body_limit",
+    "queue_limit",
+    "grace",
+)
 
 
 @main.command()

@@ -55,7 +55,7 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            web = Web(parts, _origins(config), config.body_limit, config.public_url)
+            web = _web(parts, config)
             _calm_collector()
 
             def listening() -> None:
@@ -77,9 +77,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            server = _Guest(
-                Web(parts, _origins(config), config.body_limit, config.public_url), parts.engine, 0
-            )
+            server = _Guest(_web(parts, config), parts.engine, 0)
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -242,6 +240,16 @@ def _policy(config: Config, deployment: str) -> Policy:
         message_limit=config.message_limit,
         reply_limit=config.reply_limit,
         queue_limit=config.queue_limit,
+    )
+
+
+def _web(parts: Parts, config: Config) -> Web:
+    return Web(
+        parts,
+        _origins(config),
+        config.body_limit,
+        config.public_url,
+        proxies=frozenset(config.proxies),
     )
 
 

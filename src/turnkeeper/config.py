@@ -55,6 +55,7 @@ class Config(msgspec.Struct, frozen=True):
     cors: tuple[str, ...]
     hosts: tuple[str, ...]
     public_url: str | None
+    proxies: tuple[str, ...]
     groq_api_key: str | None
     openai_api_key: str | None
     openai_base_url: str | None

@@ -5,6 +5,7 @@ The command line's options, the environment's names and `docs/configuration.md` 
 
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -87,6 +88,13 @@ _ORIGINS = _list_of(
     "* or origins like https://app.example.org",
 )
 _HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a port")
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_address(part.strip())) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("must be IP addresses, with commas between") from None
 
 
 def _auth(text: str) -> str:
@@ -184,6 +192,13 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         read_http_url,
         "The address that clients use, when a proxy stands in front; base URLs are told with it.",
+    ),
+    Setting(
+        "proxies",
+        (),
+        _addresses,
+        "IP addresses of proxies in front, which are believed when they say where a request"
+        " comes from (`X-Forwarded-For`).",
     ),
     Setting(
         "groq_api_key",

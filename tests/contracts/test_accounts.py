@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from tests.contracts.test_store import NOW
-from turnkeeper.compose import open_driver
+from turnkeeper.compose import open_driver, visit_accounts
 from turnkeeper.contracts import AccountStore
-from turnkeeper.domain import Key, Login, User
-from turnkeeper.errors import KeyNotFound, UserExists, UserNotFound
+from turnkeeper.domain import Caller, Key, Login, User
+from turnkeeper.errors import ConfigError, KeyNotFound, UserExists, UserNotFound
 from turnkeeper.stores.accounts import SqlAccounts
 
 _numbers = itertools.count(1)
@@ -233,3 +233,25 @@ async def test_whether_anyone_can_enter(accounts: AccountStore) -> None:
     await accounts.revoke_key(key.id)
     await accounts.set_password("ann", "h1")
     assert await accounts.can_anyone_enter()
+
+
+# --- Beside a server, and before the first -----------------------------------------------------
+
+
+async def test_a_command_may_make_the_database(database: str) -> None:
+    with pytest.raises(ConfigError):
+        async with visit_accounts(database):
+            pass
+    async with visit_accounts(database, make=True) as accounts:
+        await accounts.create_user("ann", "user", None)
+        secret, _ = await accounts.create_key("ann", "")
+    async with visit_accounts(database, make=True) as accounts:
+        assert await accounts.identify(secret, "key") == Caller("ann", is_admin=False)
+
+
+async def test_a_command_beside_a_server_is_seen_by_it(
+    database: str, accounts: AccountStore
+) -> None:
+    async with visit_accounts(database) as visitor:
+        await visitor.create_user("ann", "user", None)
+    assert [user.name for user in await accounts.list_users()] == ["ann"]

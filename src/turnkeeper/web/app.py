@@ -67,9 +67,17 @@ class Web:
     """The ASGI application."""
 
     def __init__(
-        self, parts: Parts, origins: Origins, body_limit: int, public_url: str | None = None
+        self,
+        parts: Parts,
+        origins: Origins,
+        body_limit: int,
+        public_url: str | None = None,
+        *,
+        proxies: frozenset[str] = frozenset(),
     ) -> None:
         """`body_limit` is in bytes; `public_url` is where clients reach us, if not by `Host`.
+
+        `proxies` are believed when they say where a request comes from.
 
         Without accounts among its parts it asks nobody for credentials.
         """
@@ -77,6 +85,7 @@ class Web:
         self._access = None if parts.accounts is None else Access(parts.accounts, public_url)
         self._origins = origins
         self._public_url = public_url
+        self._proxies = proxies
         self._random = Randomness()
         self._body_limit = body_limit
         self._page = read_page("chat.html")
@@ -92,7 +101,7 @@ class Web:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send, self._random)
+        request = Request(scope, receive, send, self._random, self._proxies)
         try:
             outcome = await self._serve(request)
         except TurnkeeperError as error:

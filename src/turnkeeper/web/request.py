@@ -1,6 +1,8 @@
 """One request: whether it may come in, its body, and the headers that any answer to it carries."""
 
 import re
+from collections.abc import Collection
+from ipaddress import ip_address
 from urllib.parse import parse_qsl
 
 from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
@@ -18,10 +20,32 @@ PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_SECONDS = b"600"
 
 
+def origin_of(address: str, forwarded: str, proxies: Collection[str]) -> str:
+    """Where a request comes from that has come by `proxies`: each names whom it has it from.
+
+    What stands before the first that is no proxy of ours, anyone may have written.
+    """
+    hops = forwarded.split(",")
+    while address in proxies and hops:
+        hop = hops.pop().strip()
+        try:
+            address = str(ip_address(hop))
+        except ValueError:
+            break
+    return address
+
+
 class Request:
     """What came in, and the way back. Everything leaves through `answer`."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        randomness: Randomness,
+        proxies: Collection[str] = (),
+    ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._header_list: list[tuple[bytes, bytes]] = scope["headers"]
@@ -29,6 +53,9 @@ class Request:
         self._query: bytes = scope["query_string"]
         client = scope.get("client")
         self.address: str = client[0] if client else ""
+        if self.address in proxies:
+            forwarded = self.headers.get(b"x-forwarded-for", b"").decode("latin-1")
+            self.address = origin_of(self.address, forwarded, proxies)
         self._receive = receive
         self._send = send
         given = self.headers.get(b"x-request-id", b"")
