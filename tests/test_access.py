@@ -388,9 +388,9 @@ def test_a_password_is_asked_for_twice_and_not_shown(tmp_path: Path) -> None:
             os.write(ours, f"{PASSWORD}\n".encode())
         assert process.stdout.read() == b"Created user ann\n"
         assert process.wait() == 0
-    os.close(theirs)
     shown = os.read(ours, 1000) if select.select([ours], [], [], 0)[0] else b""
     assert PASSWORD.encode() not in shown
+    os.close(theirs)
     os.close(ours)
     assert json.loads(turnkeeper(tmp_path, "users", "list", "--json"))[0]["has_password"]
 
