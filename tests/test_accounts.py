@@ -397,6 +397,15 @@ def test_a_wait_doubles_up_to_the_longest() -> None:
     assert throttle.wait("bob", now) == 0
 
 
+def test_a_wait_counts_from_the_end_of_an_attempt() -> None:
+    throttle = Throttle(30)
+    for _ in range(6):
+        throttle.attempt("ann", 0)
+    throttle.fail("ann", 10)
+    throttle.fail("bob", 10)
+    assert (throttle.wait("ann", 10), throttle.wait("bob", 10)) == (2, 0)
+
+
 def test_failures_are_forgotten_after_an_hour() -> None:
     throttle = Throttle(30)
     for _ in range(9):

@@ -159,14 +159,16 @@ class Accounts:
         """
         who = name if is_user_name(name) else ""
         self._admit(who, address)
-        user = await self._check(name, password)
-        if user is None:
+        login = await self._check(name, password)
+        now = self._tick()
+        if login is None:
+            self._by_user.fail(who, now)
+            self._by_address.fail(address, now)
             raise WrongPassword("Invalid username or password")
-        token, login = user
         self._by_user.forget(who)
-        self._by_address.take_back(address, self._tick())
+        self._by_address.take_back(address, now)
         await self._drop_logins()
-        return token, login
+        return login
 
     def _admit(self, name: str, address: str) -> None:
         now = self._tick()

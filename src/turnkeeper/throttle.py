@@ -29,10 +29,15 @@ class Throttle:
         """Note that an attempt begins, as one that fails."""
         count, until = self._failures.pop(who, (0, now))
         count = 1 if now - until > _MEMORY else count + 1
-        wait = 2.0 ** min(count - self._free, 30) if count >= self._free else 0.0
-        self._failures[who] = (count, now + min(wait, self._longest))
+        self._failures[who] = (count, now + self._wait_after(count))
         if len(self._failures) > self._size:
             self._failures.popitem(last=False)
+
+    def fail(self, who: str, now: float) -> None:
+        """An attempt has failed: the wait counts from now, however long it took."""
+        count, _ = self._failures.get(who, (0, now))
+        if count:
+            self._failures[who] = (count, now + self._wait_after(count))
 
     def take_back(self, who: str, now: float) -> None:
         """One attempt did not fail; those before it still did."""
@@ -43,6 +48,10 @@ class Throttle:
     def forget(self, who: str) -> None:
         """No failure counts any more."""
         self._failures.pop(who, None)
+
+    def _wait_after(self, count: int) -> float:
+        wait = 2.0 ** min(count - self._free, 30) if count >= self._free else 0.0
+        return min(wait, self._longest)
 
     def __len__(self) -> int:
         return len(self._failures)
