@@ -20,6 +20,23 @@ def test_the_defaults_are_a_tutorials(tmp_path: Path) -> None:
     assert config.database == "sqlite:///turnkeeper.db"
 
 
+@pytest.mark.parametrize(("host", "auth"), [("localhost", "off"), ("0.0.0.0", "keys")])
+def test_credentials_are_asked_for_wherever_others_can_reach(
+    tmp_path: Path, host: str, auth: str
+) -> None:
+    assert read(tmp_path, {"host": host}).auth == auth
+    assert read(tmp_path, {"host": host, "auth": "keys"}).auth == "keys"
+    assert read(tmp_path, {"host": host, "auth": "off"}).auth == "off"
+
+
+def test_the_admins_key_is_long_and_never_shown(tmp_path: Path) -> None:
+    key = "secret-" * 5
+    assert key not in repr(read(tmp_path, TURNKEEPER_ADMIN_KEY=key))
+    with pytest.raises(ConfigError, match="32 to 512 characters") as error:
+        read(tmp_path, TURNKEEPER_ADMIN_KEY="too short")
+    assert "too short" not in error.value.sentence
+
+
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
     names = tuple(setting.name for setting in SETTINGS)
     assert (*names, "providers", "deployments", "has_file") == Config.__struct_fields__
@@ -63,7 +80,6 @@ def test_an_empty_variable_is_none(tmp_path: Path) -> None:
         ("grace", "-1"),
         ("grace", "inf"),
         ("connect_timeout", "ten"),
-        ("auth", "keys"),
         ("auth", "on"),
         ("database", "mysql://x"),
         ("openai_base_url", "ftp://x"),

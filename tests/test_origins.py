@@ -3,6 +3,7 @@
 import pytest
 
 from turnkeeper.web.origins import Origins
+from turnkeeper.web.request import origin_of
 
 LOOPBACK = Origins(frozenset({"127.0.0.1"}), any_address=False, allowed=())
 OPEN = Origins(frozenset({"0.0.0.0", "chat.lan"}), any_address=True, allowed=())
@@ -76,3 +77,24 @@ def test_a_server_on_all_addresses_may_be_called_by_any(host: str) -> None:
 )
 def test_pages(origins: Origins, origin: str, ours: bool) -> None:
     assert origins.origin_is_ours(origin, "localhost:5000") is ours
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ("", "10.0.0.1"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("198.51.100.1, 192.0.2.7", "192.0.2.7"),  # the first is what the client itself wrote
+        ("192.0.2.7, 10.0.0.2", "192.0.2.7"),
+        ("nonsense, 10.0.0.2", "10.0.0.2"),
+        ("192.0.2.7, nonsense", "10.0.0.1"),
+        ("2001:DB8::1", "2001:db8::1"),
+        (",", "10.0.0.1"),
+    ],
+)
+def test_proxies_of_ours_say_where_a_request_comes_from(forwarded: str, address: str) -> None:
+    assert origin_of("10.0.0.1", forwarded, {"10.0.0.1", "10.0.0.2"}) == address
+
+
+def test_nobody_else_is_believed() -> None:
+    assert origin_of("192.0.2.7", "127.0.0.1", {"10.0.0.1"}) == "192.0.2.7"

@@ -1,5 +1,6 @@
 """The chat page in a real browser, talking to a real server."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from playwright.async_api import Browser, Page, Request, async_playwright, expec
 
 from rig.model_server import ModelServer, Plan
 from rig.server import Server
+from tests.test_access import PASSWORD, Site, turnkeeper
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
@@ -256,6 +258,52 @@ async def test_a_failed_turn_is_told_in_a_sentence(
         model_server.script = lambda _: Plan()
         await page.get_by_label("Your message").press("Enter")
         assert await ended(page) == "Hello there"
+
+
+async def test_where_the_server_asks_for_it_one_logs_in_and_out(browser: Browser, tmp_path: Path):
+    site = await asyncio.to_thread(Site, tmp_path)
+    with site.server as server:
+        page = await browser.new_page()
+        violations: list[str] = []
+        page.on("console", lambda message: violations.append(message.text))
+        page.on("pageerror", lambda error: violations.append(str(error)))
+        await page.goto(server.url)
+        await expect(page.get_by_label("Name")).to_be_focused()
+        await page.keyboard.press("Escape")
+        await page.get_by_label("Name").fill("ann")
+        await page.get_by_label("Password").fill("wrong")
+        await page.get_by_label("Password").press("Enter")
+        await expect(page.get_by_role("alert")).to_have_text("Invalid username or password")
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_label("Password").press("Enter")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        await say(page, "zebra")
+        first = await ended(page)
+        await page.reload()
+        await say(page, "zebra")
+        assert await ended(page) != first
+        turnkeeper(tmp_path, "users", "disable", "ann")
+        turnkeeper(tmp_path, "users", "enable", "ann")
+        await asyncio.sleep(1.1)
+        await say(page, "one more")  # the login is over, and the message waits for the next
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_label("Password").press("Enter")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        assert await ended(page)
+        await expect(page.locator(".mine")).to_have_count(2)
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.locator(".mine")).to_have_count(0)
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        assert (await page.request.get(f"{server.url}/api/me")).status == 401
+        assert {text.partition("(")[0] for text in violations} == {
+            "Failed to load resource: the server responded with a status of 401 "
+        }
+
+
+async def test_where_nobody_is_asked_nothing_is_said_of_logging_in(page: Page):
+    await say(page, "Hello")
+    await ended(page)
+    await expect(page.get_by_role("button", name="Log out")).to_be_hidden()
 
 
 async def test_models_are_offered_when_there_is_a_choice(browser: Browser, server_url: str):

@@ -5,6 +5,9 @@ head and body, whose lines are joined by newlines. `{{name}}` stands for what is
 time: the first time it takes what it finds, later it must be the same. Answers list every
 header but `date`, which is always there. `# model:` says how the model server answers from then
 on, a `Plan` as in Python; without it, it echoes. Text before the first request is a comment.
+
+With `# server: keys` for a first line the server asks for credentials. It knows the user `ann` with
+the password `correct horse`, and the admin's key `ADMIN_KEY`.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ import pytest
 from rig import model_server as rig_model
 from rig.model_server import Call, ModelServer, Plan
 from rig.server import Server
+from turnkeeper.compose import visit_accounts
 
 FOLDER = Path(__file__).parent / "transcripts"
 TRANSCRIPTS = sorted(FOLDER.rglob("*.txt"))
@@ -108,9 +112,27 @@ def match(expected: str, found: str, known: dict[str, str]) -> None:
         known |= matched.groupdict()
 
 
+ADMIN_KEY = "an-administrators-key-of-40-characters.."
+
+
+def options_of(path: Path) -> tuple[str, ...]:
+    """How the server of a transcript is started, beside what all of them have."""
+    asks = path.read_text("utf-8").startswith("# server: keys\n")
+    return ("--auth", "keys") if asks else ()
+
+
+async def make_user(folder: Path) -> None:
+    async with visit_accounts(f"sqlite:///{folder}/turnkeeper.db", make=True) as accounts:
+        await accounts.create_user("ann", "user", "correct horse")
+
+
 @pytest.fixture
-async def server(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Server]:
+async def server(path: Path, tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Server]:
+    options = options_of(path)
+    if options:
+        await make_user(tmp_path)
     env = {
+        "TURNKEEPER_ADMIN_KEY": ADMIN_KEY,
         "OPENAI_BASE_URL": model_server.base_url,
         "OPENAI_API_KEY": "secret",
         "TURNKEEPER_ATTEMPTS": "1",
@@ -119,7 +141,7 @@ async def server(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Ser
         "TURNKEEPER_FIRST_BYTE_TIMEOUT": "0.3",
         "TURNKEEPER_BETWEEN_TIMEOUT": "0.3",
     }
-    server = Server(tmp_path, "--model", "scripted", env=env)
+    server = Server(tmp_path, "--model", "scripted", *options, env=env)
     await asyncio.to_thread(server.start)
     yield server
     server.kill()

@@ -3,22 +3,25 @@
 Looks and asks; changes nothing, locks nothing, shows no key. The server may be running.
 """
 
-import asyncio
 import errno
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from turnkeeper.blueprint import placeholders
 from turnkeeper.command import count, safe
-from turnkeeper.compose import bind, shown_address
+from turnkeeper.compose import (
+    NOBODY_CAN_ENTER,
+    bind,
+    inspect_database,
+    shown_address,
+    visit_accounts,
+)
 from turnkeeper.config import Config, DeploymentEntry, shown_database
 from turnkeeper.domain import Model
 from turnkeeper.errors import ConfigError
 from turnkeeper.offers import Offer, Offers
 from turnkeeper.roster import Roster, Seat, check_deployments, open_roster
 from turnkeeper.stores.migrations import newest_migration
-from turnkeeper.stores.sqlite import inspect_sqlite
 
 _SHOWN_MODELS = 30  # of one provider; some list hundreds
 _SHOWN_VARIABLES = 10  # of one deployment; braces may stand in a prompt for other reasons
@@ -36,7 +39,7 @@ async def check(config: Config, write: Callable[[str], None]) -> bool:
         write(f"Address    {_address(config, problems)}")
         if config.public_url:
             write(f"Public     {_shown_url(config.public_url)}")
-        write("Access     off: nobody is asked for credentials, everything belongs to local")
+        write(f"Access     {await _access(config, problems)}")
         write(f"Database   {shown_database(config.database)}: {database}")
         offers = _offers(roster, problems)
         default = offers.listed[0] if offers else None
@@ -72,7 +75,7 @@ def _address(config: Config, problems: list[str]) -> str:
 async def _database(url: str, problems: list[str]) -> str:
     """How the database stands, in a few words."""
     try:
-        applied = await _inspect(url)
+        applied = await inspect_database(url)
     except ConfigError as error:
         problems.append(error.sentence)
         return "cannot be used"
@@ -84,12 +87,21 @@ async def _database(url: str, problems: list[str]) -> str:
     return f"schema {applied}, up to date"
 
 
-async def _inspect(url: str) -> int | None:
-    if url.startswith("sqlite:///"):
-        return await asyncio.to_thread(inspect_sqlite, Path(url.removeprefix("sqlite:///")))
-    from turnkeeper.stores.postgres import inspect_postgres  # noqa: PLC0415  as in compose
-
-    return await inspect_postgres(url)
+async def _access(config: Config, problems: list[str]) -> str:
+    if config.auth == "off":
+        return "off: nobody is asked for credentials, everything belongs to local"
+    if config.admin_key is not None:
+        return "keys: everyone is asked for credentials; admin has the key of admin_key"
+    try:
+        async with visit_accounts(config.database) as accounts:
+            users, keys = await accounts.list_users(), await accounts.list_keys()
+            can_enter = await accounts.can_anyone_enter()
+    except ConfigError:  # it is not there, or older: what is wrong with it is said elsewhere
+        users, keys, can_enter = [], [], False
+    if not can_enter:
+        problems.append(NOBODY_CAN_ENTER)
+    known = f"{count(len(users), 'user')}, {count(len(keys), 'API key')}"
+    return f"keys: everyone is asked for credentials; {known}"
 
 
 # --- Providers ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import uvloop
 
+from turnkeeper.admission import keys, users
 from turnkeeper.config import SETTINGS, Config, Setting, read_config, read_url, shown_database
 from turnkeeper.errors import ConfigError
 from turnkeeper.publishing import deployments
@@ -21,7 +22,7 @@ def main() -> None:
     """Turnkeeper keeps chat sessions: it never loses a turn and never doubles one."""
 
 
-for _command in (backup, vacuum, sessions, deployments):
+for _command in (backup, vacuum, sessions, deployments, users, keys):
     main.add_command(_command)
 
 
@@ -83,6 +84,15 @@ def _run(options: Mapping[str, str | None], act: Callable[[Config], Coroutine[An
 
 # The server that `chat` opens is for itself alone: on loopback, at a port of its own.
 _OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hosts": ""}
+_OF_A_SERVER = (
+    "public_url",
+    "proxies",
+    "login_idle",
+    "login_lifetime",
+    "body_limit",
+    "queue_limit",
+    "grace",
+)
 
 
 @main.command()
@@ -95,8 +105,14 @@ _OWN_SERVER = {"host": "127.0.0.1", "port": "0", "auth": "off", "cors": "", "hos
     metavar="TEXT",
     help="The model to ask with every message. Default: the session's own.",
 )
-@_with_settings(*_OWN_SERVER, "public_url", "model", "body_limit", "queue_limit", "grace")
-def chat(url: str | None, session: str | None, **options: str | None) -> None:
+@click.option(
+    "--key",
+    metavar="KEY",
+    envvar="TURNKEEPER_KEY",
+    help="An API key, for a server that asks for one.  [TURNKEEPER_KEY]",
+)
+@_with_settings(*_OWN_SERVER, *_OF_A_SERVER, "model")
+def chat(url: str | None, session: str | None, key: str | None, **options: str | None) -> None:
     """Talk in the terminal; in a pipe, say standard input and print the reply.
 
     Talks to the server at --url, else to the one that runs on this machine on the same database,
@@ -110,7 +126,9 @@ def chat(url: str | None, session: str | None, **options: str | None) -> None:
             url = read_url(url)
     except ConfigError as error:
         _stop(error)
-    sys.exit(terminal.run(config, terminal.Wish(url, session or None, options["model"])))
+    sys.exit(
+        terminal.run(config, terminal.Wish(url, session or None, options["model"], key or None))
+    )
 
 
 def _stop(error: ConfigError) -> NoReturn:

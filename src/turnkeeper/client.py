@@ -127,14 +127,17 @@ class Client:
         http: aiohttp.ClientSession,
         locate: Callable[[], Awaitable[str]],
         pauses: Sequence[float] = PAUSES,
+        key: str | None = None,
     ) -> None:
-        """`pauses` are seconds.
+        """`pauses` are seconds; `key` is shown to a server that asks for one, and to no other.
 
         `locate` raises `Unreachable` if there is no server just now.
         """
         self._http = http
         self._locate = locate
         self._pauses = pauses
+        self._key = key
+        self._asking = ""  # the server that has asked for a key
         self.url = ""
 
     async def connect(self) -> None:
@@ -246,22 +249,42 @@ class Client:
             Refusal: another status, with an error in the shape of a Turnkeeper's.
             Unreachable: no answer, or not a Turnkeeper's.
         """
+        response = await self._send(method, path, body, headers)
+        if _asks_for_key(response) and self._key is not None and self._asking != self.url:
+            response.close()
+            self._asking = self.url
+            response = await self._send(method, path, body, headers)
+        if response.status == 200:
+            return response
+        if _asks_for_key(response):
+            response.close()
+            raise Refusal(401, "unauthenticated", self._sentence_on_key())
+        async with response:
+            refused: _Error = self._decode(await self._read(response), _Error)
+        raise Refusal(response.status, refused.code, refused.error)
+
+    async def _send(
+        self, method: str, path: str, body: Any, headers: dict[str, str] | None
+    ) -> aiohttp.ClientResponse:
+        shown = dict(headers or {})
+        if self._key is not None and self._asking == self.url:
+            shown["Authorization"] = f"Bearer {self._key}"
         try:
-            response = await self._http.request(
+            return await self._http.request(
                 method,
                 self.url + path,
                 json=body,
-                headers=headers,
+                headers=shown,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_SILENCE),
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f"No server answers at {self.url}") from error
-        if response.status == 200:
-            return response
-        async with response:
-            refused: _Error = self._decode(await self._read(response), _Error)
-        raise Refusal(response.status, refused.code, refused.error)
+
+    def _sentence_on_key(self) -> str:
+        if self._key is None:
+            return f"The server at {self.url} asks for a key: say --key, or set TURNKEEPER_KEY"
+        return f"The server at {self.url} does not know this key"
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         try:
@@ -274,6 +297,11 @@ class Client:
             return msgspec.json.decode(body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreachable(f"What answers at {self.url} is not a Turnkeeper") from error
+
+
+def _asks_for_key(response: aiohttp.ClientResponse) -> bool:
+    scheme = response.headers.get("www-authenticate", "")
+    return response.status == 401 and scheme.lower().startswith("bearer")
 
 
 async def _read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:

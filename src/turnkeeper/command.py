@@ -6,13 +6,14 @@ Exit codes: 0 done; 1 not done, as things stand; 2 asked for wrongly.
 import functools
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 import msgspec
 
 from turnkeeper.config import read_setting
+from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.errors import ConfigError, TurnkeeperError
 
 
@@ -55,3 +56,14 @@ def safe(text: str) -> str:
         each if each in "\n\t" or unicodedata.category(each) != "Cc" else "\ufffd"
         for each in text.replace("\r\n", "\n")
     )
+
+
+def minute(milliseconds: int) -> str:
+    return encode_time(milliseconds)[:16].replace("T", " ")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()

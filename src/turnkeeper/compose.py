@@ -13,8 +13,9 @@ from pathlib import Path
 
 import uvicorn
 
+from turnkeeper.accounts import ADMIN, Accounts, LoginRules
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import DocumentStore, Store
+from turnkeeper.contracts import AccountStore, DocumentStore, Store
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import (
@@ -33,8 +34,15 @@ from turnkeeper.randomness import Randomness
 from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions
 from turnkeeper.stores import sqlite, upkeep
+from turnkeeper.stores.accounts import SqlAccounts
 from turnkeeper.stores.documents import SqlDocuments
-from turnkeeper.stores.sqlite import open_sqlite, read_address, visit_sqlite, write_address
+from turnkeeper.stores.sqlite import (
+    inspect_sqlite,
+    open_sqlite,
+    read_address,
+    visit_sqlite,
+    write_address,
+)
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
@@ -54,7 +62,7 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            web = Web(parts, _origins(config), config.body_limit, config.public_url)
+            web = _web(parts, config)
             _calm_collector()
 
             def listening() -> None:
@@ -76,9 +84,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            server = _Guest(
-                Web(parts, _origins(config), config.body_limit, config.public_url), parts.engine, 0
-            )
+            server = _Guest(_web(parts, config), parts.engine, 0)
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -148,7 +154,8 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             settled = await _settle(store)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            parts = await _assemble(store, documents, offers, config)
+            accounts = await _open_accounts(SqlAccounts(driver), config)
+            parts = await _assemble(store, documents, offers, accounts, config)
             keeping = asyncio.create_task(Keeper(store, now=_now).run())
             try:
                 yield parts
@@ -156,12 +163,18 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
                 keeping.cancel()
                 await asyncio.wait({keeping})
                 await parts.engine.drain(0)
+                if accounts is not None:
+                    accounts.close()
         finally:
             await store.close()
 
 
 async def _assemble(
-    store: Store, documents: DocumentStore, offers: Offers, config: Config
+    store: Store,
+    documents: DocumentStore,
+    offers: Offers,
+    accounts: Accounts | None,
+    config: Config,
 ) -> Parts:
     plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
     default = entries[0].name
@@ -192,7 +205,37 @@ async def _assemble(
         new_document_id=lambda: new_id(make_document_id),
         new_section_id=lambda: new_id(make_section_id),
     )
-    return Parts(engine, sessions, deployments, library)
+    return Parts(engine, sessions, deployments, library, accounts)
+
+
+async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
+    """What credentials are looked up in; None where nobody is asked for any.
+
+    Raises:
+        ConfigError: nobody could come in.
+    """
+    if config.auth == "off":
+        return None
+    rules = LoginRules(config.login_idle * 1000, config.login_lifetime * 1000)
+    accounts = Accounts(store, now=_now, rules=rules)
+    try:
+        await accounts.set_admin_key(config.admin_key)
+    except StoreUnavailable as error:
+        raise ConfigError(f"The database cannot be written: {error.__cause__ or error}") from error
+    if not await accounts.can_anyone_enter():
+        raise ConfigError(NOBODY_CAN_ENTER)
+    if config.admin_key is not None:
+        disabled = {user.name for user in await accounts.list_users() if user.disabled}
+        if ADMIN in disabled:
+            log.warning("The user admin is disabled, so the key of admin_key opens nothing")
+    return accounts
+
+
+NOBODY_CAN_ENTER = (
+    "Credentials are asked for (auth is keys), and nobody has any: make a user with"
+    " `turnkeeper users create NAME`, or set TURNKEEPER_ADMIN_KEY; or say --auth off to serve"
+    " everyone who can reach the server"
+)
 
 
 async def _settle(store: Store) -> int:
@@ -208,7 +251,7 @@ async def open_store(url: str) -> Store:
 
 
 async def open_driver(url: str) -> Driver:
-    """The driver of the database at a URL, locked and migrated."""
+    """The database at a URL, locked and migrated: what any store may be had on."""
     path = _sqlite_path(url)
     if path is not None:
         return open_sqlite(path)
@@ -227,11 +270,22 @@ def _policy(config: Config, deployment: str) -> Policy:
     )
 
 
+def _web(parts: Parts, config: Config) -> Web:
+    return Web(
+        parts,
+        _origins(config),
+        config.body_limit,
+        config.public_url,
+        proxies=frozenset(config.proxies),
+    )
+
+
 def _origins(config: Config) -> Origins:
     return Origins(
         hosts=frozenset({config.host.lower(), *(host.lower() for host in config.hosts)}),
         any_address=config.host not in LOOPBACK,
         allowed=config.cors,
+        guarded=config.auth == "off",
     )
 
 
@@ -245,17 +299,47 @@ def _now() -> int:
 @asynccontextmanager
 async def visit_store(url: str) -> AsyncIterator[Store]:
     """The store at a database URL for a command: not locked, not migrated, nothing settled."""
+    async with _visit_driver(url) as driver:
+        yield SqlStore(driver)
+
+
+@asynccontextmanager
+async def visit_accounts(url: str, *, make: bool = False) -> AsyncIterator[Accounts]:
+    """Users and keys for a command, as `visit_store`; `make` a database that is not there."""
+    if make and await inspect_database(url) is None:
+        await (await open_driver(url)).close()
+    async with _visit_driver(url) as driver:
+        accounts = Accounts(SqlAccounts(driver), now=_now)
+        try:
+            yield accounts
+        finally:
+            accounts.close()
+
+
+async def inspect_database(url: str) -> int | None:
+    """The number of the newest migration there; None if there has been none of ours."""
     path = _sqlite_path(url)
     if path is not None:
-        store = SqlStore(visit_sqlite(path))
+        return await asyncio.to_thread(inspect_sqlite, path)
+    from turnkeeper.stores.postgres import inspect_postgres  # noqa: PLC0415
+
+    return await inspect_postgres(url)
+
+
+@asynccontextmanager
+async def _visit_driver(url: str) -> AsyncIterator[Driver]:
+    path = _sqlite_path(url)
+    driver: Driver
+    if path is not None:
+        driver = visit_sqlite(path)
     else:
         from turnkeeper.stores.postgres import visit_postgres  # noqa: PLC0415
 
-        store = SqlStore(await visit_postgres(url))
+        driver = await visit_postgres(url)
     try:
-        yield store
+        yield driver
     finally:
-        await store.close()
+        await driver.close()
 
 
 @asynccontextmanager

@@ -49,9 +49,13 @@ class Config(msgspec.Struct, frozen=True):
     model: str | None
     database: str
     auth: str
+    admin_key: str | None
+    login_idle: int
+    login_lifetime: int
     cors: tuple[str, ...]
     hosts: tuple[str, ...]
     public_url: str | None
+    proxies: tuple[str, ...]
     groq_api_key: str | None
     openai_api_key: str | None
     openai_base_url: str | None
@@ -120,13 +124,8 @@ def read_config(
         setting.name: _value(setting, options, (environment, dotenv), file.texts, problems)
         for setting in SETTINGS
     }
-    if values["auth"] is None and values["host"] in LOOPBACK:
-        values["auth"] = "off"
-    if values["auth"] is None and not problems:
-        problems.append(
-            f"host {values['host']} can be reached from other machines, and this version asks"
-            " for no credentials: say --auth off to serve everyone who can reach it"
-        )
+    if values["auth"] is None:
+        values["auth"] = "off" if values["host"] in LOOPBACK else "keys"
     variables = {**dotenv, **{name: text for name, text in environment.items() if text}}
     providers = read_providers(file.providers, values, variables, problems)
     deployments = read_deployments(file.deployments, values, file.folder, problems)

@@ -17,7 +17,9 @@ from turnkeeper.domain import (
     History,
     Item,
     Kept,
+    Key,
     ListedItem,
+    Login,
     MessageRef,
     Model,
     ModelChoice,
@@ -35,6 +37,7 @@ from turnkeeper.domain import (
     SessionSummary,
     Turn,
     TurnRef,
+    User,
     Version,
 )
 from turnkeeper.events import ProviderEvent
@@ -499,6 +502,113 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun, then let go of the database."""
+        ...
+
+
+class AccountStore(Protocol):
+    """Keeps users, their logins and their API keys; of every secret no more than a hash."""
+
+    async def create_user(self, user: User, password_hash: str | None) -> None:
+        """Add a user; `has_password` follows from the hash.
+
+        Raises:
+            UserExists: there is one of this name.
+        """
+        ...
+
+    async def list_users(self) -> Sequence[User]:
+        """Every user, by name."""
+        ...
+
+    async def find_password(self, name: str) -> tuple[User, str] | None:
+        """A user who may log in, and the hash of the password.
+
+        None if there is no such user, who is disabled, or has no password.
+        """
+        ...
+
+    async def set_password(self, name: str, password_hash: str | None) -> None:
+        """Give a user another password, or none. All logins of the user end.
+
+        Raises:
+            UserNotFound: there is no such user.
+        """
+        ...
+
+    async def set_disabled(self, name: str, disabled: bool) -> None:
+        """Keep a user out, or let the user in again. All logins end when a user is disabled.
+
+        Keys stay, but are not found while their user is disabled.
+
+        Raises:
+            UserNotFound: there is no such user.
+        """
+        ...
+
+    async def begin_login(self, login: Login, password_hash: str, new_hash: str | None) -> bool:
+        """Keep a login, if the user may log in and the password still has this hash.
+
+        The hash becomes `new_hash` unless that is None; other logins stay.
+
+        Returns:
+            Whether it was kept.
+        """
+        ...
+
+    async def find_login(self, hash_: str) -> tuple[Login, User] | None:
+        """A login by the hash of its token. None if it is gone, or its user is disabled."""
+        ...
+
+    async def touch_login(self, hash_: str, now: int) -> None:
+        """Note when it was seen; never an earlier time than is noted. Nothing if it is gone."""
+        ...
+
+    async def end_login(self, hash_: str) -> None:
+        """Remove it. Nothing happens if it is gone."""
+        ...
+
+    async def drop_logins(self, created_before: int, seen_before: int) -> int:
+        """Remove those that were begun, or last seen, before these times; how many it were."""
+        ...
+
+    async def create_key(self, key: Key, hash_: str) -> None:
+        """Add a key.
+
+        Raises:
+            UserNotFound: there is no such user.
+        """
+        ...
+
+    async def list_keys(self, user: str | None) -> Sequence[Key]:
+        """The keys of a user, or of all: by user, oldest first.
+
+        Raises:
+            UserNotFound: there is no such user.
+        """
+        ...
+
+    async def revoke_key(self, id_: str) -> Key:
+        """Remove a key; the answer is what was removed.
+
+        Raises:
+            KeyNotFound: there is no such key.
+        """
+        ...
+
+    async def find_key(self, hash_: str) -> User | None:
+        """Whose key it is. None if there is no such key, or its user is disabled."""
+        ...
+
+    async def set_admin_key(self, key: Key, hash_: str | None) -> None:
+        """See to it that the user of `key` is there as an admin, with exactly this one of its name.
+
+        Other keys of that name and user are removed; the same one is left as it is. With None for
+        a hash there is to be none of that name, and no user is made.
+        """
+        ...
+
+    async def can_anyone_enter(self) -> bool:
+        """Whether any user who is not disabled has a password or a key."""
         ...
 
 

@@ -104,6 +104,11 @@ def make_revision_id(random: int) -> str:
     return "r" + "".join([_DIGIT_PAIRS[random >> shift & 1023] for shift in range(120, -10, -10)])
 
 
+def make_key_id(random: int) -> str:
+    """An id for an API key, which is no secret: `k` and 10 digits in base 32, of 50 bits."""
+    return "k" + "".join([_DIGIT_PAIRS[random >> shift & 1023] for shift in range(40, -10, -10)])
+
+
 # --- Which session a caller means --------------------------------------------------------------
 
 ALIAS_LENGTH = 128
@@ -698,3 +703,54 @@ class Prompt(msgspec.Struct, frozen=True):
     model: str
     items: tuple[Item, ...]
     sampling: Sampling = AS_IT_IS
+
+
+# --- Users -------------------------------------------------------------------------------------
+
+Role = Literal["user", "admin"]
+USER_NAME = "1 to 64 characters of letters, digits and . _ - @"
+_USER_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+
+
+def is_user_name(text: str) -> bool:
+    return _USER_NAME.fullmatch(text) is not None
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who may come in. An admin also sees to deployments; what users say is theirs alone.
+
+    Attributes:
+        has_password: whether there is one to log in with. The password is never kept, and its
+            hash stays in the store.
+    """
+
+    name: str
+    role: Role
+    disabled: bool
+    has_password: bool
+    created_at: int
+
+
+class Login(msgspec.Struct, frozen=True):
+    """A user who has given the password, in one browser; `hash` is that of its token."""
+
+    hash: str
+    user: str
+    created_at: int
+    seen_at: int
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An API key as it is kept: without the key itself, which nobody can read again."""
+
+    id: str
+    user: str
+    name: str
+    created_at: int
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who a request is from."""
+
+    name: str
+    is_admin: bool

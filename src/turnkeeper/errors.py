@@ -11,6 +11,9 @@ logged whole, answered with little.
     │   ├── MessageTooLong      longer than the server's limit
     │   ├── ContextTooLong      the newest message alone is larger than the model's window
     │   ├── UnknownModel
+    │   ├── Unauthenticated     credentials are asked for, and these are none that are known
+    │   ├── WrongPassword       no such user, or not this password: the caller cannot tell which
+    │   ├── TooManyAttempts     at a password; later ones may succeed
     │   ├── HostRefused         the request names a host, or comes from a page, that is not ours
     │   ├── BodyTooLarge
     │   ├── NotFound            no such path
@@ -25,6 +28,9 @@ logged whole, answered with little.
     │   ├── AccessDenied        the document is someone else's, and the caller may know that
     │   ├── DeploymentExists
     │   ├── DeploymentReadOnly  the configuration defines it, so only that can change it
+    │   ├── UserNotFound        for commands: no request is told who exists
+    │   ├── UserExists
+    │   ├── KeyNotFound
     │   ├── PreconditionFailed  the session or document is not any more as the caller knows it
     │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── QueueFull           too many turns already wait in this session
@@ -126,6 +132,34 @@ class DeploymentExists(Refused):
 
 class DeploymentReadOnly(Refused):
     code = "deployment_read_only"
+
+
+class Unauthenticated(Refused):
+    code = "unauthenticated"
+
+
+class WrongPassword(Refused):
+    code = "wrong_password"
+
+
+class TooManyAttempts(Refused):
+    code = "too_many_attempts"
+
+    def __init__(self, sentence: str, retry_after: float) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class UserNotFound(Refused):
+    code = "user_not_found"
+
+
+class UserExists(Refused):
+    code = "user_exists"
+
+
+class KeyNotFound(Refused):
+    code = "key_not_found"
 
 
 class HostRefused(Refused):

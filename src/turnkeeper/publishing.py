@@ -26,7 +26,7 @@ from turnkeeper.blueprint import (
     read_blueprint,
     wrong_fields,
 )
-from turnkeeper.command import on_database, print_json, safe, with_json
+from turnkeeper.command import aligned, minute, on_database, print_json, safe, with_json
 from turnkeeper.contracts import Store
 from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.domain import Blueprint, Deployment, Revision, make_revision_id
@@ -54,7 +54,7 @@ def list_(url: str, as_json: bool) -> None:
     if as_json:
         print_json([_encode_deployment(deployment) for deployment in found])
         return
-    for line in _aligned([_cells(deployment) for deployment in found]):
+    for line in aligned([_cells(deployment) for deployment in found]):
         click.echo(line)
     if not found:
         click.echo("There are no deployments", err=True)
@@ -95,12 +95,12 @@ def states(url: str, name: str, as_json: bool) -> None:
         (
             f"state {revision.number}",
             revision.id,
-            _minute(revision.created_at),
+            minute(revision.created_at),
             "current" if revision.id == deployment.revision.id else "",
         )
         for revision in revisions
     ]
-    for line in _aligned(rows):
+    for line in aligned(rows):
         click.echo(line)
 
 
@@ -258,12 +258,8 @@ def _print_coloured(lines: Iterable[str], styles: Mapping[str, str] | None = Non
 
 
 def _title(revision: Revision) -> str:
-    made = _minute(revision.created_at)
+    made = minute(revision.created_at)
     return f"{revision.deployment}  state {revision.number}  {revision.id}  {made}"
-
-
-def _minute(milliseconds: int) -> str:
-    return encode_time(milliseconds)[:16].replace("T", " ")
 
 
 def _cells(deployment: Deployment) -> tuple[str, ...]:
@@ -273,17 +269,10 @@ def _cells(deployment: Deployment) -> tuple[str, ...]:
         deployment.name,
         f"state {revision.number}",
         revision.id,
-        _minute(deployment.updated_at),
+        minute(deployment.updated_at),
         safe(revision.blueprint.model or "default model"),
         "configuration" if deployment.source == "file" else "",
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
 
 
 def _described(blueprint: Blueprint) -> Iterator[str]:

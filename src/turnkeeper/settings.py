@@ -5,6 +5,7 @@ The command line's options, the environment's names and `docs/configuration.md` 
 
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -89,11 +90,22 @@ _ORIGINS = _list_of(
 _HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a port")
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_address(part.strip())) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("must be IP addresses, with commas between") from None
+
+
 def _auth(text: str) -> str:
-    if text == "keys":
-        raise ValueError("cannot be keys yet: this version has no API keys")
-    if text != "off":
-        raise ValueError("must be off")
+    if text not in ("keys", "off"):
+        raise ValueError("must be keys or off")
+    return text
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{32,512}", text):
+        raise ValueError("must be 32 to 512 characters of ASCII without spaces")
     return text
 
 
@@ -140,8 +152,27 @@ SETTINGS: tuple[Setting, ...] = (
         "auth",
         None,
         _auth,
-        "`off`: no credentials are asked for, everything belongs to the user `local`."
-        " That is the default on loopback and must be said elsewhere.",
+        "`keys`: everyone is asked for credentials. `off`: nobody is, and everything belongs to"
+        " the user `local`. Default: `off` on loopback, `keys` elsewhere.",
+    ),
+    Setting(
+        "admin_key",
+        None,
+        _key,
+        "An API key of the user `admin`, who is made at the start: for where there is no shell.",
+        secret=True,
+    ),
+    Setting(
+        "login_idle",
+        604_800,
+        _whole(60, 31_536_000),
+        "Seconds after which a login ends that was not used.",
+    ),
+    Setting(
+        "login_lifetime",
+        2_592_000,
+        _whole(60, 31_536_000),
+        "Seconds after which a login ends in any case.",
     ),
     Setting(
         "cors",
@@ -161,6 +192,13 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         read_http_url,
         "The address that clients use, when a proxy stands in front; base URLs are told with it.",
+    ),
+    Setting(
+        "proxies",
+        (),
+        _addresses,
+        "IP addresses of proxies in front, which are believed when they say where a request"
+        " comes from (`X-Forwarded-For`).",
     ),
     Setting(
         "groq_api_key",

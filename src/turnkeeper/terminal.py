@@ -56,11 +56,13 @@ class Wish(msgspec.Struct, frozen=True):
         url: of the server; None for one on this machine.
         session: its id; None for a new one.
         model: to ask for with every message; None for the session's own.
+        key: for a server that asks for one.
     """
 
     url: str | None
     session: str | None
     model: str | None
+    key: str | None = None
 
 
 class Exchange(msgspec.Struct):
@@ -195,7 +197,7 @@ class Talk:
         except Refusal as refusal:
             exchange.status, exchange.problem = "refused", _ended(refusal.sentence)
             too_long = refusal.code == "context_length_exceeded"
-            exchange.wrong = refusal.status in (400, 403, 404) and not too_long
+            exchange.wrong = refusal.status in (400, 401, 403, 404) and not too_long
         except ClientError as error:
             exchange.status, exchange.problem = "unreachable", _ended(error.sentence)
             exchange.wrong = not exchange.taken
@@ -298,7 +300,7 @@ class _Main:
         async with AsyncExitStack() as stack:
             home = Home(self._config, self._wish.url, stack)
             async with aiohttp.ClientSession() as http:
-                yield Client(http, home.locate)
+                yield Client(http, home.locate, key=self._wish.key)
 
 
 async def _known_models(client: Client, wanted: str | None) -> list[Model]:

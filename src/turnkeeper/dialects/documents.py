@@ -60,6 +60,7 @@ from turnkeeper.errors import (
     SectionNotFound,
     SessionNotFound,
     TurnkeeperError,
+    Unauthenticated,
 )
 from turnkeeper.sessions import MESSAGE_PAGE_LIMIT, check_kept
 
@@ -356,7 +357,8 @@ def encode_error(error: TurnkeeperError) -> Answer:
         return error_answer(error, {"error": "Chat session not found"})
     if isinstance(error, BlankMessage):
         return error_answer(error, {"error": "Message cannot be empty"})
-    if isinstance(error, DocumentNotFound | AccessDenied | SectionNotFound | BlankContent):
+    exact = DocumentNotFound | AccessDenied | SectionNotFound | BlankContent | Unauthenticated
+    if isinstance(error, exact):
         return error_answer(error, {"error": error.sentence})
     return exchange.encode_error(error)
 

@@ -5,14 +5,22 @@ and status of an error wherever a dialect's own contract does not say otherwise.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
+from turnkeeper.accounts import Accounts
 from turnkeeper.deployments import Deployments
 from turnkeeper.engine import Engine
-from turnkeeper.errors import InvalidRequest, SessionBusy, TurnEnded, TurnkeeperError
+from turnkeeper.errors import (
+    InvalidRequest,
+    SessionBusy,
+    TurnEnded,
+    TurnkeeperError,
+    Unauthenticated,
+)
 from turnkeeper.events import ReplyEvent
 from turnkeeper.library import Library
 from turnkeeper.reply import Reply
@@ -23,12 +31,13 @@ T = TypeVar("T")
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """What a dialect may call."""
+    """What a dialect may call; there are no `accounts` where nobody is asked for credentials."""
 
     engine: Engine
     sessions: Sessions
     deployments: Deployments
     library: Library
+    accounts: Accounts | None = None
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -38,6 +47,7 @@ class Call(msgspec.Struct, frozen=True):
         path: the values of the variables in its route's path.
         base: the address that clients reach the server by, as `http://localhost:5000`.
         disconnected: returns once the client has gone away.
+        address: where the request comes from, as far as we can see.
     """
 
     caller: str
@@ -47,6 +57,8 @@ class Call(msgspec.Struct, frozen=True):
     headers: Mapping[bytes, bytes]
     base: str
     disconnected: Callable[[], Awaitable[None]]
+    is_admin: bool = False
+    address: str = ""
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
@@ -90,7 +102,10 @@ Handler = Callable[[Parts, Call], Awaitable[Outcome]]
 class Route(msgspec.Struct, frozen=True):
     """A row of the route map. `path` marks its variables with braces.
 
-    With `any_case` the path matches however its letters are written.
+    Attributes:
+        any_case: the path matches however its letters are written.
+        is_open: nobody is asked for credentials, in any access mode.
+        admin: for all but admins, there is nothing at this path.
     """
 
     method: str
@@ -98,6 +113,8 @@ class Route(msgspec.Struct, frozen=True):
     handler: Handler
     description: str
     any_case: bool = False
+    is_open: bool = False
+    admin: bool = False
 
 
 class Dialect(msgspec.Struct, frozen=True):
@@ -223,6 +240,8 @@ STATUSES: dict[str, int] = {
     "blank_content": 400,
     "unknown_model": 400,
     "context_length_exceeded": 400,
+    "unauthenticated": 401,
+    "wrong_password": 401,
     "forbidden": 403,
     "access_denied": 403,
     "not_found": 404,
@@ -230,6 +249,8 @@ STATUSES: dict[str, int] = {
     "turn_not_found": 404,
     "message_not_found": 404,
     "deployment_not_found": 404,
+    "user_not_found": 404,
+    "key_not_found": 404,
     "revision_not_found": 404,
     "document_not_found": 404,
     "section_not_found": 404,
@@ -237,11 +258,13 @@ STATUSES: dict[str, int] = {
     "turn_cancelled": 409,
     "session_busy": 409,
     "deployment_exists": 409,
+    "user_exists": 409,
     "deployment_read_only": 409,
     "precondition_failed": 412,
     "body_too_large": 413,
     "message_too_long": 413,
     "queue_full": 429,
+    "too_many_attempts": 429,
     "provider_rate_limited": 429,
     "internal_error": 500,
     "provider_unreachable": 502,
@@ -269,7 +292,9 @@ def error_answer(error: TurnkeeperError, body: Any) -> Answer:
     """`body` with the status, `Retry-After` and turn headers that belong to `error`."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, SessionBusy):
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, TurnEnded):

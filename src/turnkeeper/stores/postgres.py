@@ -36,6 +36,9 @@ _TABLES = (
     "documents",
     "sections",
     "section_texts",
+    "users",
+    "logins",
+    "api_keys",
 )
 
 # Bytes of our tables with their indexes.

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from turnkeeper.dialects import chatbot, chatsession, deployment, documents, native
+from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
@@ -23,6 +23,7 @@ from turnkeeper.dialects.exchange import (
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
+from turnkeeper.web.auth import LOCAL, Access
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
 from turnkeeper.web.request import Request
@@ -35,12 +36,11 @@ DIALECTS: tuple[Dialect, ...] = (
     chatsession.DIALECT,
     deployment.DIALECT,
     documents.DIALECT,
+    login.DIALECT,
     native.DIALECT,
 )
 
 _ROUTES = tuple(route for dialect in DIALECTS for route in dialect.routes)
-
-LOCAL_USER = "local"  # whose everything is when no credentials are asked for
 
 Act = Callable[[Call], Awaitable[Outcome]]
 
@@ -51,23 +51,41 @@ EncodeError = Callable[[TurnkeeperError], Answer]
 class Endpoint(msgspec.Struct, frozen=True):
     """What is served at one path: for each method an act, and how its dialect words failures.
 
-    `encode_error` words those that come before a method is chosen.
+    Attributes:
+        encode_error: words those that come before a method is chosen.
+        is_open: nobody is asked for credentials.
+        admin: for all but admins, there is nothing here.
     """
 
     acts: Mapping[str, tuple[Act, EncodeError]]
     encode_error: EncodeError
+    is_open: bool = False
+    admin: bool = False
 
 
 class Web:
     """The ASGI application."""
 
     def __init__(
-        self, parts: Parts, origins: Origins, body_limit: int, public_url: str | None = None
+        self,
+        parts: Parts,
+        origins: Origins,
+        body_limit: int,
+        public_url: str | None = None,
+        *,
+        proxies: frozenset[str] = frozenset(),
     ) -> None:
-        """`body_limit` is in bytes; `public_url` is where clients reach us, if not by `Host`."""
+        """`body_limit` is in bytes; `public_url` is where clients reach us, if not by `Host`.
+
+        `proxies` are believed when they say where a request comes from.
+
+        Without accounts among its parts it asks nobody for credentials.
+        """
         self._parts = parts
+        self._access = None if parts.accounts is None else Access(parts.accounts, public_url)
         self._origins = origins
         self._public_url = public_url
+        self._proxies = proxies
         self._random = Randomness()
         self._body_limit = body_limit
         self._page = read_page("chat.html")
@@ -83,7 +101,7 @@ class Web:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send, self._random)
+        request = Request(scope, receive, send, self._random, self._proxies)
         try:
             outcome = await self._serve(request)
         except TurnkeeperError as error:
@@ -98,18 +116,18 @@ class Web:
         preflight = request.enter(self._origins)
         if preflight is not None:
             return preflight
-        found = self._routes.find(request.path)
-        if found is None:
-            return _dialect_of(request.path).encode_error(NotFound("There is nothing at this path"))
-        endpoint, path_values = found
+        endpoint, path_values = self._routes.find(request.path) or _nothing(request.path)
         method = "GET" if request.method == "HEAD" else request.method
-        if method not in endpoint.acts:
-            return _other_method(request.method, endpoint)
-        act, encode_error = endpoint.acts[method]
+        act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
         try:
-            call = await request.read(
-                LOCAL_USER, path_values, self._body_limit, base=self._public_url
-            )
+            caller = LOCAL
+            if self._access is not None:  # who is not known is not even told what there is
+                caller = await self._access.admit(request, is_open=endpoint.is_open)
+            if not endpoint.acts or (endpoint.admin and not caller.is_admin):
+                raise NotFound("There is nothing at this path")
+            if act is None:
+                return _other_method(request.method, endpoint)
+            call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
             return await act(call)
         except TurnkeeperError as error:
             return encode_error(error)
@@ -117,13 +135,18 @@ class Web:
     # --- What is served where ------------------------------------------------------------------
 
     def _endpoint(self, path: str) -> Endpoint:
-        acts = {
-            route.method: (self._act(route), dialect.encode_error)
+        here = [
+            (route, dialect.encode_error)
             for dialect in DIALECTS
             for route in dialect.routes
             if route.path == path
-        }
-        return Endpoint(acts, _dialect_of(path).encode_error)
+        ]
+        return Endpoint(
+            {route.method: (self._act(route), encode_error) for route, encode_error in here},
+            _dialect_of(path).encode_error,
+            is_open=all(route.is_open for route, _ in here),
+            admin=any(route.admin for route, _ in here),
+        )
 
     def _act(self, route: Route) -> Act:
         parts, handler = self._parts, route.handler
@@ -131,7 +154,7 @@ class Web:
 
     def _own(self, act: Act) -> Endpoint:
         encode_error = native.DIALECT.encode_error
-        return Endpoint({"GET": (act, encode_error)}, encode_error)
+        return Endpoint({"GET": (act, encode_error)}, encode_error, is_open=True)
 
     async def _get_root(self, call: Call) -> Outcome:
         """A page for people, a list of endpoints for programs."""
@@ -162,6 +185,10 @@ def _dialect_of(path: str) -> Dialect:
         if any(f"{folded}/".startswith(f"{prefix}/") for prefix in dialect.prefixes):
             return dialect
     return native.DIALECT
+
+
+def _nothing(path: str) -> tuple[Endpoint, dict[str, str]]:
+    return Endpoint({}, _dialect_of(path).encode_error), {}
 
 
 def _other_method(method: str, endpoint: Endpoint) -> Answer:

@@ -1,8 +1,9 @@
-"""Which hosts and pages may talk to a server that asks for no credentials.
+"""Which hosts and pages may talk to the server.
 
 In access mode `off` everyone who reaches the server is the user `local`, so a web page open in
 that user's browser must not reach it unasked: neither by a request from its own origin, nor by
-pointing a name of its own at this machine.
+pointing a name of its own at this machine. In mode `keys` credentials decide (`auth`), and what is
+left here is which pages may read the answers.
 """
 
 import ipaddress
@@ -23,13 +24,18 @@ class Origins(msgspec.Struct, frozen=True):
         any_address: whether `Host` may be any IP address: for a server that listens on all of
             them. An address, unlike a name, cannot be pointed elsewhere.
         allowed: origins that other pages may come from, or `*`; empty for any port of localhost.
+        guarded: whether what is foreign is refused; else hosts do not matter, nothing but
+            `allowed` is ours, and a foreign page is only not helped.
     """
 
     hosts: frozenset[str]
     any_address: bool
     allowed: Sequence[str]
+    guarded: bool = True
 
     def host_is_ours(self, host: str) -> bool:
+        if not self.guarded:
+            return True
         name = _host_name(host)
         return name in self.hosts or _is_loopback(name) or (self.any_address and _is_address(name))
 
@@ -37,6 +43,8 @@ class Origins(msgspec.Struct, frozen=True):
         """Whether a page from `origin` may talk to us; `host` is what the request called us."""
         if "*" in self.allowed or origin in self.allowed:
             return True
+        if not self.guarded:
+            return False
         scheme, _, page_host = origin.partition("://")
         if scheme not in ("http", "https"):
             return False

@@ -1,9 +1,12 @@
 """One request: whether it may come in, its body, and the headers that any answer to it carries."""
 
 import re
+from collections.abc import Collection
+from ipaddress import ip_address
 from urllib.parse import parse_qsl
 
 from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
+from turnkeeper.domain import Caller
 from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
@@ -17,15 +20,42 @@ PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_SECONDS = b"600"
 
 
+def origin_of(address: str, forwarded: str, proxies: Collection[str]) -> str:
+    """Where a request comes from that has come by `proxies`: each names whom it has it from.
+
+    What stands before the first that is no proxy of ours, anyone may have written.
+    """
+    hops = forwarded.split(",")
+    while address in proxies and hops:
+        hop = hops.pop().strip()
+        try:
+            address = str(ip_address(hop))
+        except ValueError:
+            break
+    return address
+
+
 class Request:
     """What came in, and the way back. Everything leaves through `answer`."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        randomness: Randomness,
+        proxies: Collection[str] = (),
+    ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._header_list: list[tuple[bytes, bytes]] = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(self._header_list)
         self._query: bytes = scope["query_string"]
+        client = scope.get("client")
+        self.address: str = client[0] if client else ""
+        if self.address in proxies:
+            forwarded = self.headers.get(b"x-forwarded-for", b"").decode("latin-1")
+            self.address = origin_of(self.address, forwarded, proxies)
         self._receive = receive
         self._send = send
         given = self.headers.get(b"x-request-id", b"")
@@ -41,21 +71,26 @@ class Request:
         """
         if len(self.headers) < len(self._header_list):
             self._refuse_doubles()
-        host = self.headers.get(b"host", b"").decode("latin-1")
+        host = self.host
         if not origins.host_is_ours(host):
             raise HostRefused(f"This server is not called {host[:100] or 'nothing'}")
         origin = self.headers.get(b"origin")
         if origin is None:
             return None
         self._extra.append((b"vary", b"Origin"))
+        asks_first = self.method == "OPTIONS" and b"access-control-request-method" in self.headers
         if not origins.origin_is_ours(origin.decode("latin-1"), host):
-            if self.method in ("GET", "HEAD"):
+            if self.method in ("GET", "HEAD") or not (origins.guarded or asks_first):
                 return None  # harmless: the browser keeps the answer from the page
             raise HostRefused("Pages of this origin may not use this server")
         self._extra.append((b"access-control-allow-origin", origin))
         self._extra.append((b"access-control-expose-headers", EXPOSED))
-        asks_first = b"access-control-request-method" in self.headers
-        return self._preflight() if asks_first and self.method == "OPTIONS" else None
+        return self._preflight() if asks_first else None
+
+    @property
+    def host(self) -> str:
+        """What the request calls us."""
+        return self.headers.get(b"host", b"").decode("latin-1")
 
     def _refuse_doubles(self) -> None:
         names = [name for name, _ in self._header_list]
@@ -72,7 +107,7 @@ class Request:
         return Answer(204, b"", headers)
 
     async def read(
-        self, caller: str, path: dict[str, str], body_limit: int, base: str | None
+        self, caller: Caller, path: dict[str, str], body_limit: int, base: str | None
     ) -> Call:
         """The request as a dialect sees it, its body read; `base` None is the host it names.
 
@@ -82,8 +117,18 @@ class Request:
         body = b"" if self.method in SAFE_METHODS else await self._read_body(body_limit)
         query = dict(parse_qsl(self._query.decode("latin-1"))) if self._query else {}
         if base is None:
-            base = f"http://{self.headers.get(b'host', b'').decode('latin-1')}"
-        return Call(caller, body, path, query, self.headers, base, self._disconnected)
+            base = f"http://{self.host}"
+        return Call(
+            caller.name,
+            body,
+            path,
+            query,
+            self.headers,
+            base,
+            self._disconnected,
+            caller.is_admin,
+            self.address,
+        )
 
     async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -135,12 +135,38 @@ def encode_change(old: Any, new: Any) -> Mapping[str, Any]:
 
 
 ROUTES = (
-    Route("GET", "/api/deployments", list_deployments, "List the deployments"),
-    Route("POST", "/api/deployments", create_deployment, "Create a deployment"),
-    Route("GET", "/api/deployments/{name}", get_deployment, "A deployment"),
-    Route("PUT", "/api/deployments/{name}", replace_deployment, "Publish a deployment anew"),
-    Route("DELETE", "/api/deployments/{name}", delete_deployment, "Delete a deployment"),
-    Route("GET", "/api/deployments/{name}/states", list_states, "A deployment's engine states"),
-    Route("GET", "/api/deployments/{name}/diff", diff_states, "How two engine states differ"),
-    Route("POST", "/api/deployments/{name}/rollback", roll_back, "Publish an engine state again"),
+    Route("GET", "/api/deployments", list_deployments, "List the deployments", admin=True),
+    Route("POST", "/api/deployments", create_deployment, "Create a deployment", admin=True),
+    Route("GET", "/api/deployments/{name}", get_deployment, "A deployment", admin=True),
+    Route(
+        "PUT",
+        "/api/deployments/{name}",
+        replace_deployment,
+        "Publish a deployment anew",
+        admin=True,
+    ),
+    Route(
+        "DELETE", "/api/deployments/{name}", delete_deployment, "Delete a deployment", admin=True
+    ),
+    Route(
+        "GET",
+        "/api/deployments/{name}/states",
+        list_states,
+        "A deployment's engine states",
+        admin=True,
+    ),
+    Route(
+        "GET",
+        "/api/deployments/{name}/diff",
+        diff_states,
+        "How two engine states differ",
+        admin=True,
+    ),
+    Route(
+        "POST",
+        "/api/deployments/{name}/rollback",
+        roll_back,
+        "Publish an engine state again",
+        admin=True,
+    ),
 )

@@ -1,0 +1,202 @@
+"""The commands on users and API keys: `turnkeeper users create`, `turnkeeper keys revoke` and their
+like.
+
+They work beside a running server, which notices within a second, or without one. A secret is never
+an argument, where other users of the machine could see it.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+
+from turnkeeper.accounts import Accounts
+from turnkeeper.command import aligned, minute, on_database, print_json, safe, with_json
+from turnkeeper.dialects.turn_stream import encode_time
+from turnkeeper.domain import Key, User
+
+T = TypeVar("T")
+
+_LONGEST_LINE = 8192
+
+# --- Users -------------------------------------------------------------------------------------
+
+
+@click.group()
+def users() -> None:
+    """Say who may use the server, also while it runs."""
+
+
+def _with_password(command: Callable[..., None]) -> Callable[..., None]:
+    """How the password is given: asked for twice unless an option says otherwise."""
+    for option in (
+        click.option("--no-password", is_flag=True, help="Let the user come in by keys alone."),
+        click.option("--password-stdin", is_flag=True, help="Read it from standard input."),
+    ):
+        command = option(command)
+    return command
+
+
+@users.command("create")
+@click.argument("name")
+@click.option("--admin", is_flag=True, help="The user also sees to deployments.")
+@_with_password
+@on_database
+def create_user(url: str, name: str, admin: bool, password_stdin: bool, no_password: bool) -> None:
+    """Make a user. Asks for a password, twice.
+
+    The database is made if it is not there.
+    """
+    password = _password(password_stdin, no_password)
+
+    async def create(accounts: Accounts) -> User:
+        return await accounts.create_user(name, "admin" if admin else "user", password)
+
+    user = _visit(url, create, make=True)
+    click.echo(f"Created {user.role} {user.name}")
+
+
+@users.command("list")
+@with_json
+@on_database
+def list_users(url: str, as_json: bool) -> None:
+    """List the users, by name."""
+    found = _visit(url, lambda accounts: accounts.list_users())
+    if as_json:
+        print_json([_encode_user(user) for user in found])
+        return
+    for line in aligned([_user_cells(user) for user in found]):
+        click.echo(line)
+    if not found:
+        click.echo("There are no users", err=True)
+
+
+@users.command()
+@click.argument("name")
+@on_database
+def disable(url: str, name: str) -> None:
+    """Keep a user out: logins end at once, and keys do not work."""
+    _visit(url, lambda accounts: accounts.disable_user(name))
+    click.echo(f"Disabled {name}")
+
+
+@users.command()
+@click.argument("name")
+@on_database
+def enable(url: str, name: str) -> None:
+    """Let a user in again, with the same password and the same keys."""
+    _visit(url, lambda accounts: accounts.enable_user(name))
+    click.echo(f"Enabled {name}")
+
+
+@users.command("password")
+@click.argument("name")
+@_with_password
+@on_database
+def set_password(url: str, name: str, password_stdin: bool, no_password: bool) -> None:
+    """Give a user another password. Asks for it, twice; all logins of the user end."""
+    password = _password(password_stdin, no_password)
+    _visit(url, lambda accounts: accounts.set_password(name, password))
+    click.echo(f"{name} has {'no' if password is None else 'a new'} password")
+
+
+def _password(from_stdin: bool, none: bool) -> str | None:
+    if from_stdin and none:
+        raise click.UsageError("--password-stdin and --no-password exclude each other")
+    if none:
+        return None
+    if from_stdin:
+        try:
+            return sys.stdin.buffer.read(_LONGEST_LINE).decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError("standard input is not UTF-8") from error
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            "nobody is there to be asked: say --password-stdin, or --no-password"
+        )
+    password: str = click.prompt("Password", hide_input=True, confirmation_prompt="Again", err=True)
+    return password
+
+
+# --- Keys --------------------------------------------------------------------------------------
+
+
+@click.group()
+def keys() -> None:
+    """Make and revoke the API keys of users, also while the server runs."""
+
+
+@keys.command("create")
+@click.argument("user")
+@click.option("--name", default="", metavar="TEXT", help="What it is for, to know it again.")
+@on_database
+def create_key(url: str, user: str, name: str) -> None:
+    """Make an API key and print it, this once: it is not kept."""
+    secret, key = _visit(url, lambda accounts: accounts.create_key(user, name))
+    click.echo(f"Key {key.id} of {user}. It is shown only now:", err=True)
+    click.echo(secret)
+
+
+@keys.command("list")
+@click.argument("user", required=False)
+@with_json
+@on_database
+def list_keys(url: str, user: str | None, as_json: bool) -> None:
+    """List the keys of USER, or of all users, without the keys themselves."""
+    found = _visit(url, lambda accounts: accounts.list_keys(user))
+    if as_json:
+        print_json([_encode_key(key) for key in found])
+        return
+    for line in aligned([(k.id, k.user, minute(k.created_at), safe(k.name)) for k in found]):
+        click.echo(line)
+    if not found:
+        click.echo("There are no keys", err=True)
+
+
+@keys.command()
+@click.argument("id")
+@on_database
+def revoke(url: str, id: str) -> None:  # noqa: A002  click's name
+    """Make a key none any more, by its ID in the list."""
+    key = _visit(url, lambda accounts: accounts.revoke_key(id))
+    click.echo(f"Revoked {key.id} of {key.user}")
+
+
+# --- In the store, on the terminal, as JSON ----------------------------------------------------
+
+
+def _visit(url: str, act: Callable[[Accounts], Awaitable[T]], *, make: bool = False) -> T:
+    async def visit() -> T:
+        from turnkeeper.compose import visit_accounts  # noqa: PLC0415  as in publishing
+
+        async with visit_accounts(url, make=make) as accounts:
+            return await act(accounts)
+
+    return asyncio.run(visit())
+
+
+def _user_cells(user: User) -> tuple[str, ...]:
+    way = "password" if user.has_password else "keys alone"
+    made = minute(user.created_at)
+    return user.name, user.role, way, made, "disabled" if user.disabled else ""
+
+
+def _encode_user(user: User) -> dict[str, Any]:
+    return {
+        "name": user.name,
+        "role": user.role,
+        "disabled": user.disabled,
+        "has_password": user.has_password,
+        "created_at": encode_time(user.created_at),
+    }
+
+
+def _encode_key(key: Key) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "user": key.user,
+        "name": key.name,
+        "created_at": encode_time(key.created_at),
+    }

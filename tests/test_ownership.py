@@ -1,0 +1,241 @@
+"""Whose is whose: every route there is, called by its owner, another user, an admin and nobody.
+
+The routes are those of the route map. One without an entry in `EXAMPLES` fails: say there what a
+call of it looks like, and what those get who own nothing of what it names.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.test_access import Site
+from turnkeeper.web.app import DIALECTS
+
+ROUTES = [route for dialect in DIALECTS for route in dialect.routes]
+SECRET = "amber otter"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call, with the names of `Things` in braces for what belongs to `ann`.
+
+    Attributes:
+        others: the status that other users and admins get. Of what is for admins, it is what
+            users get who are none.
+        open_: the status that everyone gets, if nobody is asked for credentials.
+    """
+
+    body: Any = None
+    others: int = 404
+    query: str = ""
+    open_: int | None = None
+
+
+SAY = {"chat_session_id": "{id}", "user_message": "hello"}
+
+EXAMPLES = {
+    # chatbot
+    "POST /api/chat": Example({"message": "hello", "session_id": "{id}"}),
+    "POST /api/clear": Example({"session_id": "{id}"}, others=200),  # as for any unknown session
+    "GET /api/models": Example(others=200),
+    "GET /api/sessions": Example(others=200),
+    # chatsession
+    "POST /session/create": Example({"ini_message": "hello"}, others=200),
+    "POST /session/send": Example({"session_id": "{id}", "msg_text": "hello"}),
+    "POST /chat": Example({"session_id": "{id}", "msg_text": "hello"}),
+    "DELETE /session/end": Example(query="?session_id={id}"),
+    # deployment
+    "POST /create-chat-session": Example(others=200),
+    "POST /invoke": Example(SAY),
+    "GET /chat-session/{chat_session_id}": Example(),
+    "DELETE /chat-session/{chat_session_id}": Example(),
+    "POST /generate": Example(others=200),
+    "POST /deployments/{name}/create-chat-session": Example(others=200),
+    "POST /deployments/{name}/invoke": Example(SAY),
+    "GET /deployments/{name}/chat-session/{chat_session_id}": Example(),
+    "DELETE /deployments/{name}/chat-session/{chat_session_id}": Example(),
+    "POST /deployments/{name}/generate": Example(others=200),
+    # documents
+    "GET /api/chat-sessions/{id}": Example(),
+    "POST /api/chat-sessions/{id}/messages": Example({"message": "hello"}),
+    "POST /api/chat-sessions/{id}/clear": Example(),
+    # login
+    "POST /login": Example({}, open_=400),
+    "POST /logout": Example(others=200),
+    # native: turns
+    "GET /api/turns/{turn_id}": Example(),
+    "GET /api/turns/{turn_id}/events": Example(),
+    "POST /api/turns/{turn_id}/cancel": Example(),
+    # native: sessions
+    "POST /api/chat-sessions": Example({}, others=201),
+    "GET /api/chat-sessions": Example(others=200, query="?archived=any"),
+    "PATCH /api/chat-sessions/{id}": Example({"title": "taken"}),
+    "DELETE /api/chat-sessions/{id}": Example(),
+    "GET /api/chat-sessions/{id}/messages": Example(),
+    "POST /api/chat-sessions/{id}/fork": Example({}),
+    "POST /api/chat-sessions/{id}/regenerate": Example({}),
+    "POST /api/chat-sessions/{id}/messages/{message_id}/edit": Example({"message": "hello"}),
+    "GET /api/chat-sessions/{id}/messages/{message_id}/versions": Example(),
+    "POST /api/chat-sessions/{id}/messages/{message_id}/versions/{n}/select": Example(),
+    # native: deployments, for admins
+    "GET /api/deployments": Example(),
+    "POST /api/deployments": Example({"name": "{new_name}"}),
+    "GET /api/deployments/{name}": Example(),
+    "PUT /api/deployments/{name}": Example({"system_message": "Be brief."}),
+    "DELETE /api/deployments/{name}": Example(),
+    "GET /api/deployments/{name}/states": Example(),
+    "GET /api/deployments/{name}/diff": Example(),
+    "POST /api/deployments/{name}/rollback": Example({"engineStateId": "{state}"}),
+    # native: the caller
+    "GET /api/me": Example(others=200),
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    with site.server:
+        yield site
+
+
+class Callers:
+    """The server as each of them sees it."""
+
+    def __init__(self, site: Site, http: aiohttp.ClientSession) -> None:
+        self._keys = site.keys
+        self._http = http
+
+    async def call(
+        self, who: str | None, method: str, path: str, body: Any = None
+    ) -> tuple[int, str, Any]:
+        """Status, body and headers; `who` None is nobody."""
+        headers = {} if who is None else {"X-API-Key": self._keys[who]}
+        async with self._http.request(method, path, json=body, headers=headers) as response:
+            return response.status, await response.text(), response.headers
+
+    async def succeed(self, who: str, method: str, path: str, body: Any = None) -> Any:
+        status, text, headers = await self.call(who, method, path, body)
+        assert status < 300, text
+        return headers
+
+
+@pytest.fixture
+async def callers(site: Site) -> AsyncIterator[Callers]:
+    async with aiohttp.ClientSession(site.server.url) as http:
+        yield Callers(site, http)
+
+
+async def make_things(callers: Callers) -> dict[str, str]:
+    """What `ann` has: a session with a turn, by its id and by an alias; and a deployment."""
+    number = next(_numbers)
+    alias, name = f"otters-{number}", f"made-{number}"
+    said = {"message": SECRET, "session_id": alias}
+    headers = await callers.succeed("ann", "POST", "/api/chat", said)
+    id_ = headers["session-id"]
+    await callers.succeed("root", "POST", "/api/deployments", {"name": name})
+    _, text, _ = await callers.call("root", "GET", f"/api/deployments/{name}")
+    state = text.partition('"engineStateId":"')[2].partition('"')[0]
+    return {
+        "id": id_,
+        "chat_session_id": id_,
+        "alias": alias,
+        "turn_id": headers["turn-id"],
+        "message_id": f"m{id_[1:]}_1_0",
+        "n": "1",
+        "name": name,
+        "new_name": f"new-{number}",
+        "state": state,
+    }
+
+
+def filled(value: Any, things: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        return value.format_map(things)
+    if isinstance(value, dict):
+        return {key: filled(each, things) for key, each in value.items()}
+    return value
+
+
+async def stamp(callers: Callers, things: dict[str, str]) -> str:
+    """What changes with anything in the session of `ann`."""
+    path = f"/api/chat-sessions/{things['id']}"
+    return (await callers.succeed("ann", "GET", path))["etag"]
+
+
+def test_every_route_has_an_example() -> None:
+    assert set(EXAMPLES) == {f"{route.method} {route.path}" for route in ROUTES}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+async def test_who_gets_what(callers: Callers, route: Any) -> None:
+    example = EXAMPLES[f"{route.method} {route.path}"]
+    things = await make_things(callers)
+    if route.path.startswith("/deployments/"):
+        things["name"] = "default"  # that of the session
+    call = (route.method, filled(route.path + example.query, things), filled(example.body, things))
+    before = await stamp(callers, things)
+
+    status, text, headers = await callers.call(None, *call)
+    if example.open_ is not None:
+        assert (status, route.is_open) == (example.open_, True)
+        return
+    assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert SECRET not in text
+
+    owner = "root" if route.admin else "ann"
+    for other in {"ann", "bob", "root"} - {owner}:
+        status, text, _ = await callers.call(other, *call)
+        assert status == example.others, text
+        for secret in (SECRET, things["id"][1:], things["alias"]):
+            assert secret not in text
+    assert await stamp(callers, things) == before
+
+    status, text, _ = await callers.call(owner, *call)
+    assert status < 300, text
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "OPTIONS", "HEAD"])
+async def test_what_is_for_admins_is_as_if_it_were_not_there(callers: Callers, method: str) -> None:
+    for path in ("/api/deployments", "/api/deployments/default", "/api/deployments/none/states"):
+        there = await callers.call("bob", method, path)
+        nowhere = await callers.call("bob", method, "/api/nowhere")
+        assert there[:2] == nowhere[:2]
+        assert there[0] == 404
+
+
+ALIASED = [
+    ("POST", "/session/send", {"session_id": "{alias}", "msg_text": "hello"}),
+    ("DELETE", "/session/end?session_id={alias}", None),
+    ("POST", "/invoke", {"chat_session_id": "{alias}", "user_message": "hello"}),
+    ("GET", "/chat-session/{alias}", None),
+    ("GET", "/api/chat-sessions/{alias}", None),
+    ("DELETE", "/api/chat-sessions/{alias}", None),
+    ("POST", "/api/chat-sessions/{alias}/messages", {"message": "hello"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ALIASED, ids=lambda value: str(value)[:30])
+async def test_an_alias_reaches_no_other_user(
+    callers: Callers, method: str, path: str, body: Any
+) -> None:
+    things = await make_things(callers)
+    before = await stamp(callers, things)
+    for other in ("bob", "root"):
+        call = (method, filled(path, things), filled(body, things))
+        assert (await callers.call(other, *call))[0] == 404
+    assert await stamp(callers, things) == before
+
+
+async def test_two_users_may_choose_the_same_alias(callers: Callers) -> None:
+    things = await make_things(callers)
+    before = await stamp(callers, things)
+    said = {"message": "hello", "session_id": things["alias"]}
+    headers = await callers.succeed("bob", "POST", "/api/chat", said)
+    assert headers["session-id"] != things["id"]
+    await callers.succeed("bob", "POST", "/api/clear", {"session_id": things["alias"]})
+    assert await stamp(callers, things) == before
