@@ -5,6 +5,7 @@ call of it looks like, and what those get who own nothing of what it names.
 """
 
 import itertools
+import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,17 @@ EXAMPLES = {
     "DELETE /deployments/{name}/chat-session/{chat_session_id}": Example(),
     "POST /deployments/{name}/generate": Example(others=200),
     # documents
+    "GET /api/documents": Example(others=200),
+    "POST /api/documents": Example({"title": "Mine"}, others=201),
+    "GET /api/documents/{doc_id}": Example(),
+    "PUT /api/documents/{doc_id}": Example({"title": "taken"}),
+    "DELETE /api/documents/{doc_id}": Example(),
+    "POST /api/documents/{doc_id}/sections": Example({"title": "taken"}),
+    "GET /api/documents/{doc_id}/sections/{section_id}": Example(),
+    "PUT /api/documents/{doc_id}/sections/{section_id}": Example({"title": "taken"}),
+    "DELETE /api/documents/{doc_id}/sections/{section_id}": Example(),
+    "POST /api/documents/{doc_id}/sections/{section_id}/replace": Example({"content": "taken"}),
+    "POST /api/documents/{doc_id}/sections/{section_id}/chat": Example(others=403),  # seed 003
     "GET /api/chat-sessions/{id}": Example(),
     "POST /api/chat-sessions/{id}/messages": Example({"message": "hello"}),
     "POST /api/chat-sessions/{id}/clear": Example(),
@@ -131,13 +143,17 @@ async def callers(site: Site) -> AsyncIterator[Callers]:
 
 
 async def make_things(callers: Callers) -> dict[str, str]:
-    """What `ann` has: a session with a turn, by its id and by an alias; and a deployment."""
+    """What `ann` has: a session with a turn, by its id and by an alias; a document with a section;
+    and a deployment."""
     number = next(_numbers)
     alias, name = f"otters-{number}", f"made-{number}"
     said = {"message": SECRET, "session_id": alias}
     headers = await callers.succeed("ann", "POST", "/api/chat", said)
     id_ = headers["session-id"]
     await callers.succeed("root", "POST", "/api/deployments", {"name": name})
+    written = {"title": SECRET, "sections": [{"title": SECRET, "content": SECRET}]}
+    _, text, _ = await callers.call("ann", "POST", "/api/documents", written)
+    document = json.loads(text)["document"]
     _, text, _ = await callers.call("root", "GET", f"/api/deployments/{name}")
     state = text.partition('"engineStateId":"')[2].partition('"')[0]
     return {
@@ -147,6 +163,8 @@ async def make_things(callers: Callers) -> dict[str, str]:
         "turn_id": headers["turn-id"],
         "message_id": f"m{id_[1:]}_1_0",
         "n": "1",
+        "doc_id": document["id"],
+        "section_id": document["sections"][0]["id"],
         "name": name,
         "new_name": f"new-{number}",
         "state": state,
@@ -161,10 +179,10 @@ def filled(value: Any, things: dict[str, str]) -> Any:
     return value
 
 
-async def stamp(callers: Callers, things: dict[str, str]) -> str:
-    """What changes with anything in the session of `ann`."""
-    path = f"/api/chat-sessions/{things['id']}"
-    return (await callers.succeed("ann", "GET", path))["etag"]
+async def stamp(callers: Callers, things: dict[str, str]) -> tuple[str, ...]:
+    """What changes with anything in the session and the document of `ann`."""
+    paths = (f"/api/chat-sessions/{things['id']}", f"/api/documents/{things['doc_id']}")
+    return tuple([(await callers.succeed("ann", "GET", path))["etag"] for path in paths])
 
 
 def test_every_route_has_an_example() -> None:
@@ -191,7 +209,7 @@ async def test_who_gets_what(callers: Callers, route: Any) -> None:
     for other in {"ann", "bob", "root"} - {owner}:
         status, text, _ = await callers.call(other, *call)
         assert status == example.others, text
-        for secret in (SECRET, things["id"][1:], things["alias"]):
+        for secret in (SECRET, things["id"][1:], things["alias"], things["doc_id"]):
             assert secret not in text
     assert await stamp(callers, things) == before
 
