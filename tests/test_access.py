@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from rig.server import Server
+from turnkeeper.dialects.login import read_cookie
 
 PASSWORD = "correct horse"
 ADMIN_KEY = "an-administrators-key-of-40-characters.."
@@ -187,6 +188,16 @@ async def test_over_https_the_cookie_is_for_https_and_this_host_alone(tmp_path: 
                 assert (await ask(http, "POST", "/api/chat-sessions", {}, **theirs))[0] == 403
             plain = cookie.removeprefix("__Host-")
             assert (await ask(http, "GET", "/api/me", Cookie=plain))[0] == 401
+
+
+def test_a_cookie_of_nearly_our_name_is_not_ours() -> None:
+    """Browsers let a neighbouring site set `\xa0__Host-…`, which is not the name they guard."""
+    ours = b"a=b;\t __Host-turnkeeper_login=ours \t; c=d"
+    assert read_cookie({b"cookie": ours}, secure=True) == "ours"
+    for space in (b"\xa0", b"\x85", b"\x1c", b"\x0b"):
+        tossed = space + b"__Host-turnkeeper_login=theirs; "
+        assert read_cookie({b"cookie": tossed}, secure=True) is None
+        assert read_cookie({b"cookie": tossed + ours}, secure=True) == "ours"
 
 
 async def test_a_token_that_was_set_beforehand_is_not_taken_over(

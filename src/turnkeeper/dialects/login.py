@@ -85,7 +85,8 @@ def read_cookie(headers: Mapping[bytes, bytes], *, secure: bool) -> str | None:
         return None
     wanted = _SECURE_COOKIE if secure else _COOKIE
     for cookie in cookies.decode("latin-1").split(";"):
-        name, _, value = cookie.strip().partition("=")
+        # Not all white space: to browsers `\xa0__Host-…` is another name, which anyone may set.
+        name, _, value = cookie.strip(" \t").partition("=")
         if name == wanted:
             return value
     return None
