@@ -1,9 +1,12 @@
 """Which hosts and pages are ours."""
 
+from typing import Any
+
 import pytest
 
+from turnkeeper.randomness import Randomness
 from turnkeeper.web.origins import Origins
-from turnkeeper.web.request import origin_of
+from turnkeeper.web.request import Request, origin_of
 
 LOOPBACK = Origins(frozenset({"127.0.0.1"}), any_address=False, allowed=())
 OPEN = Origins(frozenset({"0.0.0.0", "chat.lan"}), any_address=True, allowed=())
@@ -90,6 +93,7 @@ def test_pages(origins: Origins, origin: str, ours: bool) -> None:
         ("192.0.2.7, nonsense", "10.0.0.1"),
         ("2001:DB8::1", "2001:db8::1"),
         (",", "10.0.0.1"),
+        ("192.0.2.7, ::ffff:10.0.0.2", "192.0.2.7"),
     ],
 )
 def test_proxies_of_ours_say_where_a_request_comes_from(forwarded: str, address: str) -> None:
@@ -98,3 +102,24 @@ def test_proxies_of_ours_say_where_a_request_comes_from(forwarded: str, address:
 
 def test_nobody_else_is_believed() -> None:
     assert origin_of("192.0.2.7", "127.0.0.1", {"10.0.0.1"}) == "192.0.2.7"
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.1", "::ffff:10.0.0.1"])
+def test_a_proxy_may_go_on_in_a_line_of_its_own(peer: str) -> None:
+    """And is known where a socket is for IPv4 and IPv6 both, which calls it by the long name."""
+    lines = ("198.51.100.1, 192.0.2.7", "10.0.0.2")
+    assert address_of(peer, *lines) == "192.0.2.7"
+
+
+def address_of(peer: str, *forwarded: str) -> str:
+    async def nothing(*_: Any) -> Any: ...
+
+    scope = {
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [(b"x-forwarded-for", line.encode()) for line in forwarded],
+        "client": (peer, 1),
+    }
+    proxies = {"10.0.0.1", "10.0.0.2"}
+    return Request(scope, nothing, nothing, Randomness(), proxies).address

@@ -29,10 +29,16 @@ def origin_of(address: str, forwarded: str, proxies: Collection[str]) -> str:
     while address in proxies and hops:
         hop = hops.pop().strip()
         try:
-            address = str(ip_address(hop))
+            address = _read_address(hop)
         except ValueError:
             break
     return address
+
+
+def _read_address(text: str) -> str:
+    """As `proxies` have it: of IPv4 also where a socket for both speaks of it as IPv6."""
+    address = ip_address(text)
+    return str((address.version == 6 and address.ipv4_mapped) or address)
 
 
 class Request:
@@ -53,8 +59,10 @@ class Request:
         self._query: bytes = scope["query_string"]
         client = scope.get("client")
         self.address: str = client[0] if client else ""
+        if self.address.startswith("::ffff:"):
+            self.address = _read_address(self.address)
         if self.address in proxies:
-            forwarded = self.headers.get(b"x-forwarded-for", b"").decode("latin-1")
+            forwarded = self._all(b"x-forwarded-for").decode("latin-1")
             self.address = origin_of(self.address, forwarded, proxies)
         self._receive = receive
         self._send = send
@@ -62,6 +70,10 @@ class Request:
         wanted = given and _REQUEST_ID.fullmatch(given)
         self.id = given if wanted else randomness.bytes(8).hex().encode()
         self._extra: Headers = [(b"x-request-id", self.id)]
+
+    def _all(self, name: bytes) -> bytes:
+        """A header that is a list, which each proxy may go on with in a line of its own."""
+        return b",".join([value for key, value in self._header_list if key == name])
 
     def enter(self, origins: Origins) -> Answer | None:
         """Let the request in and note its CORS headers; or the answer that is all it gets.
