@@ -240,3 +240,9 @@ async def test_a_history_is_read_from_the_index_and_not_sorted(
         steps = " / ".join(row[3] for row in plan)
         assert "TEMP B-TREE" not in steps, steps
         assert "USING" in steps, steps
+
+
+def test_a_new_database_can_be_read_by_its_owner_only(tmp_path: Path, store: SqlStore) -> None:
+    files = [file for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
+    assert len(files) >= 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}

@@ -320,6 +320,7 @@ def open_sqlite(path: Path) -> SqliteDriver:
     """
     lock = _lock(path)
     try:
+        _make_private(path)
         writer = _connect(path)
         try:
             writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
@@ -335,6 +336,15 @@ def open_sqlite(path: Path) -> SqliteDriver:
         lock.close()
         raise
     return SqliteDriver(path, writer, lock)
+
+
+def _make_private(path: Path) -> None:
+    """Make a file that only its owner can read; one that is there stays as it is.
+
+    SQLite gives the files beside it the same permissions.
+    """
+    with suppress(OSError):  # SQLite says better what is wrong
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def inspect_sqlite(path: Path) -> int | None:

@@ -1,12 +1,16 @@
 """Sending: whole answers, and event streams that last as long as a reply is made."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from turnkeeper.dialects.exchange import Answer, EventStream, LongAnswer, turn_headers
+from turnkeeper.errors import TurnkeeperError
 from turnkeeper.sse import KEEP_ALIVE
 from turnkeeper.web.asgi import Message, Receive, Send
+
+log = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -38,9 +42,13 @@ async def send_head(send: Send, outcome: LongAnswer | EventStream, extra: Header
 async def send_long(send: Send, answer: LongAnswer, extra: Headers) -> None:
     """Send an answer's pieces as they are made, and as fast as the client takes them."""
     await send(_start_of(answer, extra))
-    async with aclosing(answer.pieces) as pieces:
-        async for piece in pieces:
-            await _send_piece(send, piece, more=True)
+    try:
+        async with aclosing(answer.pieces) as pieces:
+            async for piece in pieces:
+                await _send_piece(send, piece, more=True)
+    except TurnkeeperError as error:  # what was to be read is gone, or cannot be read just now
+        log.info("An answer was broken off: %s", error.sentence)
+        return
     await _send_piece(send, b"", more=False)
 
 
