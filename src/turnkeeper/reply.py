@@ -88,6 +88,8 @@ class Reply:
             return self.ended
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
+        if self.on_abandoned is None:
+            return await future
         try:
             return await future
         finally:
