@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from functools import partial
 from ipaddress import ip_address
 from urllib.parse import parse_qsl
 
@@ -11,7 +12,14 @@ from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
-from turnkeeper.web.streaming import Headers, send_answer, send_head, send_long, send_stream
+from turnkeeper.web.streaming import (
+    Headers,
+    disconnected,
+    send_answer,
+    send_head,
+    send_long,
+    send_stream,
+)
 
 EXPOSED = b"ETag, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -137,14 +145,10 @@ class Request:
             query,
             self.headers,
             base,
-            self._disconnected,
+            partial(disconnected, self._receive),
             caller.is_admin,
             self.address,
         )
-
-    async def _disconnected(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
     async def _read_body(self, limit: int) -> bytes:
         declared = self.headers.get(b"content-length", b"")

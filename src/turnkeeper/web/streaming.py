@@ -56,7 +56,7 @@ async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: 
     """Send a reply's events until it ends or the client goes away, which stops nothing else."""
     await send(_start_of(stream, extra))
     follower = stream.reply.follow(stream.after)
-    gone = asyncio.ensure_future(_disconnected(receive))
+    gone = asyncio.ensure_future(disconnected(receive))
     gone.add_done_callback(lambda _: follower.nudge())
     silence = _Silence(follower.nudge)
     try:
@@ -93,7 +93,8 @@ def _join(pieces: Sequence[bytes]) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Returns once the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -13,6 +13,7 @@ from turnkeeper.domain import (
     Kept,
     KeptItem,
     Message,
+    SessionChoice,
     Turn,
     TurnRef,
     TurnStatus,
@@ -161,12 +162,23 @@ def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
         rows = yield CREATE_OR_TAKE_NUMBER, (messages, weight, new.model, *created)
         if not rows[0][6]:
             raise DeploymentNotFound("Deployment not found")
-    else:
-        statement = TAKE_NUMBER if isinstance(session, ById) else TAKE_NUMBER_BY_ALIAS
-        name = session.id if isinstance(session, ById) else session.alias
-        rows = yield statement, (messages, weight, new.model, new.now, new.owner, name)
-        if not rows:
-            raise SessionNotFound("Session not found")
+        return rows[0]
+    added = (messages, weight, new.model, new.now)
+    return (yield from take_number_of(new.owner, session, added))
+
+
+def take_number_of(
+    owner: str, session: SessionChoice, added: tuple[int, int, str | None, int]
+) -> Transaction[Row]:
+    """The row of a session that is there, with the number of one turn more.
+
+    `added` are the messages and the weight that come to it, the model asked for, and the time.
+    """
+    statement = TAKE_NUMBER if isinstance(session, ById) else TAKE_NUMBER_BY_ALIAS
+    name = session.id if isinstance(session, ById) else session.alias
+    rows = yield statement, (*added, owner, name)
+    if not rows:
+        raise SessionNotFound("Session not found")
     return rows[0]
 
 

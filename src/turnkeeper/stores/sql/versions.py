@@ -28,10 +28,9 @@ from turnkeeper.stores.sql.rows import Row, Rows, Transaction, decode_listed, en
 from turnkeeper.stores.sql.sessions import get_session
 from turnkeeper.stores.sql.turns import (
     INSERT_ITEM,
-    TAKE_NUMBER,
-    TAKE_NUMBER_BY_ALIAS,
     busy,
     newest_items,
+    take_number_of,
 )
 
 # The kinds of items that a turn answers, which the turn that takes its place answers too.
@@ -87,16 +86,11 @@ VALUES (?, ?, 'running', ?, ?, ?, ?)
 
 
 def begin_version(new: NewVersion) -> Transaction[BegunTurn]:
-    by_id = isinstance(new.session, ById)
-    name = new.session.id if isinstance(new.session, ById) else new.session.alias
-    statement = TAKE_NUMBER if by_id else TAKE_NUMBER_BY_ALIAS
-    rows = yield statement, (0, 0, new.model, new.now, new.owner, name)
-    if not rows:
-        raise SessionNotFound("Session not found")
-    session_id, number, running = rows[0][:3]
+    taken = yield from take_number_of(new.owner, new.session, (0, 0, new.model, new.now))
+    session_id, number, running = taken[:3]
     if running != number:
         raise busy(session_id, running)
-    basis = yield from get_basis(rows[0], new.revisions)
+    basis = yield from get_basis(taken, new.revisions)
     if new.message is None:
         replaced = yield from _newest_place(session_id)
     else:
