@@ -24,12 +24,13 @@ from turnkeeper.domain import (
     make_section_id,
     make_session_id,
 )
-from turnkeeper.engine import Engine, Policy
+from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.keeper import Keeper
 from turnkeeper.library import Library
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
+from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
 from turnkeeper.roster import check_deployments, open_roster
 from turnkeeper.sessions import Sessions

@@ -8,35 +8,29 @@ belongs to the engine and not to whoever asked, who may come and go.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from typing import Any, assert_never
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from turnkeeper import prompt
-from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Provider, Store
+from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Store
 from turnkeeper.domain import (
     Basis,
-    Context,
     Ending,
     Failure,
     History,
-    Item,
     Kept,
     Message,
     MessageRef,
     Model,
     ModelChoice,
-    Passage,
-    Prompt,
     Revision,
     Sampling,
     SessionChoice,
     Turn,
     TurnRef,
     TurnStatus,
-    Usage,
     check_text,
     item_weight,
 )
@@ -51,36 +45,16 @@ from turnkeeper.errors import (
     TurnNotFound,
     UnknownModel,
 )
-from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.making import Maker, Work
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
+from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 1.0
 _REMEMBERED = 1000  # revisions
-
-
-class Policy(msgspec.Struct, frozen=True):
-    """What an operator decides about turns.
-
-    Attributes:
-        deployment: whose those sessions are that are made without naming one.
-        message_limit: characters of one message.
-        reply_limit: characters of one reply; a longer one is broken off and fails.
-        queue_limit: turns that may wait in one session.
-        retry_delay: seconds before a provider is called a second time, doubling; its own
-            Retry-After goes before it, up to `patience` seconds. Longer, and the turn fails at
-            once.
-    """
-
-    deployment: str = "default"
-    message_limit: int = 100_000
-    reply_limit: int = 1_000_000
-    queue_limit: int = 32
-    retry_delay: float = 0.5
-    patience: float = 10.0
 
 
 class Engine:
@@ -105,10 +79,10 @@ class Engine:
         """
         self._store = store
         self._policy = policy
+        self._maker = Maker(policy, jitter=jitter)
         self._background = background
         self._now = now
         self._new_id = new_id
-        self._jitter = jitter
         self._offers = offers.by_id
         self.models: Sequence[Model] = [offer.model for offer in offers.listed]
         self._plans = plans
@@ -247,8 +221,8 @@ class Engine:
         room = first.room + plan.frame_weight
         prompt.check_room(first.offer.model, room, plan.frame_weight, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
-        work = _Work(Reply(owner, turn), _as_question(plan))
-        task = self._loop.create_task(self._make(work, History((), 0, 0)))
+        work = Work(Reply(owner, turn), _as_question(plan))
+        task = self._loop.create_task(self._maker.make(work, History((), 0, 0)))
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
         try:
@@ -408,7 +382,7 @@ class Engine:
     async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
         """Wait for the turn's place, make the reply, and say how that ended, whatever happened."""
         reply, history = life.reply, stored.history
-        status, usage, failure = TurnStatus.FAILED, None, None
+        status, failure = TurnStatus.FAILED, None
         try:
             if reply.turn.ref in self._cancelled:
                 self._cancelled.remove(reply.turn.ref)
@@ -417,7 +391,7 @@ class Engine:
                 history = await self._await_place(life)
             if stored.basis.section is not None:  # as it is now, not when the turn was queued
                 life.passage = await self._background(stored.basis.section)
-            usage = await self._make(life, history)
+            await self._maker.make(life, history)
             status = TurnStatus.COMPLETED
         except asyncio.CancelledError:
             status = life.stopped_as or TurnStatus.INTERRUPTED
@@ -431,7 +405,7 @@ class Engine:
         return Ending(
             status,
             reply.text,
-            usage,
+            life.usage,
             failure,
             life.context,
             checkpointed=life.checkpointed,
@@ -450,80 +424,6 @@ class Engine:
         plan.choose(0, history.total_weight)
         life.reply.start(turn)
         return history
-
-    async def _make(self, work: "_Work", history: History) -> Usage:
-        """Have the reply made by the first candidate that can; returns what it used."""
-        reply, plan = work.reply, work.plan
-        candidates = plan.able(history.total_weight)
-        for number, candidate in enumerate(candidates, 1):
-            offer = candidate.offer
-            room, frame, frame_weight = candidate.room, plan.frame, plan.frame_weight
-            if work.passage is not None:
-                frame = _with_passage(plan, work.passage, room, history)
-                frame_weight = prompt.weigh(frame)
-                room -= frame_weight - plan.frame_weight
-            asked, work.context = prompt.fit(
-                offer.asked_as,
-                room,
-                history,
-                frame=frame,
-                frame_weight=frame_weight,
-                sampling=plan.sampling,
-            )
-            if number > 1:
-                work.model = offer.model.id
-            try:
-                usage = await self._ask(reply, offer.provider, asked)
-            except ProviderError as error:
-                if reply.length or number == len(candidates):
-                    raise
-                log.warning(
-                    "%s cannot answer, so the next model is asked: %s", offer.model.id, error
-                )
-            else:
-                return usage or _estimate_usage(work.context, reply.text)
-        raise AssertionError
-
-    async def _ask(self, reply: Reply, provider: Provider, asked: Prompt) -> Usage | None:
-        """Call the model, again while it says nothing; returns the usage it reported."""
-        delay = self._policy.retry_delay
-        for attempt in range(1, provider.attempts + 1):
-            try:
-                return await self._listen(reply, provider.stream(asked))
-            except ProviderError as error:
-                pause = error.retry_after or delay * (0.5 + self._jitter())
-                last = attempt == provider.attempts or pause > self._policy.patience
-                if reply.length or not error.retryable or last:
-                    raise
-                log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
-            await asyncio.sleep(pause)
-            delay *= 2
-        raise AssertionError
-
-    async def _listen(
-        self, reply: Reply, stream: AsyncIterator[Sequence[ProviderEvent]]
-    ) -> Usage | None:
-        usage = None
-        async with aclosing(stream) as events_together:  # type: ignore[type-var]
-            async for events in events_together:
-                for event in events:
-                    match event:
-                        case TextDelta(text=text):
-                            reply.append(text)
-                            self._check_length(reply)
-                        case UsageReport(usage=reported):
-                            usage = reported
-                        case _:
-                            assert_never(event)
-        return usage
-
-    def _check_length(self, reply: Reply) -> None:
-        """A model that never stops must not fill memory and disk."""
-        limit = self._policy.reply_limit
-        if reply.length > limit:
-            raise ProviderError(
-                "provider_malformed", f"the reply is longer than {limit} characters"
-            )
 
     # --- Checkpoints ---------------------------------------------------------------------------
 
@@ -612,20 +512,7 @@ class Engine:
         life.task.cancel()
 
 
-class _Work:
-    """A reply that is being made by a plan, and what has come of that so far."""
-
-    __slots__ = ("context", "model", "passage", "plan", "reply")
-
-    def __init__(self, reply: Reply, plan: Plan) -> None:
-        self.reply = reply
-        self.plan = plan
-        self.passage: Passage | None = None  # what the session is about
-        self.context: Context | None = None
-        self.model: str | None = None  # the one that is asked now, if it is not the first
-
-
-class _Life(_Work):
+class _Life(Work):
     """A turn between `begin_turn` and `end_turn`, as its coroutine and `_stop` see it."""
 
     __slots__ = (
@@ -653,14 +540,6 @@ class _Life(_Work):
         self.checkpointed = False  # at least one was tried
 
 
-def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> tuple[Item, ...]:
-    """What the prompt begins with, and of the passage what fits beside the history."""
-    keep_all = plan.blueprint.overflow == "error"
-    budget = prompt.allowance(room, history, keep_all=keep_all)
-    text = prompt.describe_passage(passage, budget)
-    return prompt.put_in_front(plan.frame, text) if text else plan.frame
-
-
 def _as_ended(turn: Turn) -> Turn:
     """A turn that no one is making any more is over, though its end could not be stored yet."""
     if turn.status.terminal:
@@ -686,11 +565,6 @@ def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
         failure=ending.failure,
         context=ending.context,
     )
-
-
-def _estimate_usage(context: Context, text: str) -> Usage:
-    completion = len(text.encode()) // prompt.BYTES_PER_TOKEN + 1
-    return Usage(context.estimated_tokens, completion, estimated=True)
 
 
 def _as_question(plan: Plan) -> Plan:

@@ -1,0 +1,167 @@
+"""One reply in the making: which model is asked, with what prompt, how often, and what it cost.
+
+Knows providers by their contract. Does not know when a turn begins or how it ends: that is the
+engine's, which may cancel what is done here at any moment.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import assert_never
+
+from turnkeeper import prompt
+from turnkeeper.contracts import Provider
+from turnkeeper.domain import Context, History, Item, Passage, Prompt, Usage
+from turnkeeper.errors import ProviderError
+from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.plans import Candidate, Plan
+from turnkeeper.policy import Policy
+from turnkeeper.reply import Reply
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """A reply that is made by a plan, and what has come of that so far.
+
+    Attributes:
+        passage: what the session is about, as it is now; None if nothing.
+        context: what the model was shown.
+        model: the one that is asked now, if it is not the first.
+        usage: what was spent up to now, as far as anyone knows.
+    """
+
+    __slots__ = ("context", "model", "passage", "plan", "reply", "usage")
+
+    def __init__(self, reply: Reply, plan: Plan) -> None:
+        self.reply = reply
+        self.plan = plan
+        self.passage: Passage | None = None
+        self.context: Context | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+
+
+class Maker:
+    """Has replies made by whichever model can."""
+
+    def __init__(self, policy: Policy, *, jitter: Callable[[], float] = random.random) -> None:
+        """`jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread."""
+        self._policy = policy
+        self._jitter = jitter
+
+    async def make(self, work: Work, history: History) -> None:
+        """Have the reply made by the first candidate that can.
+
+        Raises:
+            ProviderError: none could, or the one that began broke off.
+        """
+        reply, plan = work.reply, work.plan
+        candidates = plan.able(history.total_weight)
+        for number, candidate in enumerate(candidates, 1):
+            model = candidate.offer.model.id
+            asked = self._show(work, candidate, history)
+            if number > 1:
+                work.model = model
+            try:
+                await self._ask(work, candidate.offer.provider, asked)
+            except ProviderError as error:
+                if reply.length or number == len(candidates):
+                    raise
+                log.warning("%s cannot answer, so the next model is asked: %s", model, error)
+            else:
+                return
+
+    def _show(self, work: Work, candidate: Candidate, history: History) -> Prompt:
+        """The prompt for a candidate; the work's context is what it shows."""
+        plan, room = work.plan, candidate.room
+        frame, frame_weight = plan.frame, plan.frame_weight
+        if work.passage is not None:
+            frame = _with_passage(plan, work.passage, room, history)
+            frame_weight = prompt.weigh(frame)
+            room -= frame_weight - plan.frame_weight
+        asked, work.context = prompt.fit(
+            candidate.offer.asked_as,
+            room,
+            history,
+            frame=frame,
+            frame_weight=frame_weight,
+            sampling=plan.sampling,
+        )
+        return asked
+
+    async def _ask(self, work: Work, provider: Provider, asked: Prompt) -> None:
+        """Call the model, again while it says nothing."""
+        delay = self._policy.retry_delay
+        for attempt in range(1, provider.attempts + 1):
+            try:
+                await self._listen(work, provider.stream(asked))
+            except ProviderError as error:
+                pause = error.retry_after or delay * (0.5 + self._jitter())
+                last = attempt == provider.attempts or pause > self._policy.patience
+                if work.reply.length or not error.retryable or last:
+                    raise
+                log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
+            else:
+                return
+            await asyncio.sleep(pause)
+            delay *= 2
+
+    async def _listen(self, work: Work, stream: AsyncIterator[Sequence[ProviderEvent]]) -> None:
+        """Take in one call's reply. However it ends, what it used is added to the work."""
+        reply, used = work.reply, None
+        failed_at_once = False
+        try:
+            async with aclosing(stream) as events_together:  # type: ignore[type-var]
+                async for events in events_together:
+                    for event in events:
+                        match event:
+                            case TextDelta(text=text):
+                                reply.append(text)
+                                self._check_length(reply)
+                            case UsageReport(usage=reported):
+                                used = reported
+                            case _:
+                                assert_never(event)
+        except ProviderError:
+            failed_at_once = not reply.length
+            raise
+        finally:
+            if used is not None or not failed_at_once:
+                work.usage = _add(work.usage, used or _estimate_usage(work))
+
+    def _check_length(self, reply: Reply) -> None:
+        """A model that never stops must not fill memory and disk."""
+        limit = self._policy.reply_limit
+        if reply.length > limit:
+            raise ProviderError(
+                "provider_malformed", f"the reply is longer than {limit} characters"
+            )
+
+
+def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> tuple[Item, ...]:
+    """What the prompt begins with, and of the passage what fits beside the history."""
+    keep_all = plan.blueprint.overflow == "error"
+    budget = prompt.allowance(room, history, keep_all=keep_all)
+    text = prompt.describe_passage(passage, budget)
+    return prompt.put_in_front(plan.frame, text) if text else plan.frame
+
+
+def _estimate_usage(work: Work) -> Usage:
+    """For a call of which the provider did not say, or could not any more, what it used."""
+    assert work.context is not None  # noqa: S101
+    text = work.reply.text
+    completion = len(text.encode()) // prompt.BYTES_PER_TOKEN + 1 if text else 0
+    return Usage(work.context.estimated_tokens, completion, estimated=True)
+
+
+def _add(before: Usage | None, more: Usage) -> Usage:
+    if before is None:
+        return more
+    return Usage(
+        before.prompt_tokens + more.prompt_tokens,
+        before.completion_tokens + more.completion_tokens,
+        before.estimated or more.estimated,
+    )
