@@ -13,7 +13,7 @@ from rig.model_server import BEFORE, Cut, Hang, ModelServer, Plan, Reset, Wait
 from turnkeeper import compose
 from turnkeeper.config import Config, read_config
 from turnkeeper.domain import TurnStatus, choose_session, parse_turn_id
-from turnkeeper.engine import Engine
+from turnkeeper.engine import _SHARES, Engine
 from turnkeeper.errors import (
     BlankMessage,
     ContextTooLong,
@@ -77,6 +77,12 @@ async def heard(reply: Reply, after: int | None = None) -> list[ReplyEvent]:
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0)
+
+
+def tick_through(engine: Engine) -> None:
+    """As often as it takes until every reply has had its turn for a checkpoint."""
+    for _ in range(_SHARES):
+        engine._tick()
 
 
 def shown(model: ModelServer) -> list[str]:
@@ -555,12 +561,12 @@ async def test_checkpoints_leave_no_gap_where_one_could_not_be_kept(
         await until(lambda words=words: reply.text.endswith(words))  # type: ignore[misc]
         if disk_is_full:
             engine._store._driver._writer.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
-        engine._tick()
+        tick_through(engine)
         await until(lambda: not life.checkpointing)
         gate.set()
     engine._store._driver._writer.execute("PRAGMA query_only = OFF")  # type: ignore[attr-defined]
     await until(lambda: reply.text.endswith("three "))
-    engine._tick()
+    tick_through(engine)
     await until(lambda: not life.checkpointing)
     assert (await engine._store.get_turn("ann", reply.turn.ref)).text == "one two three "
     await engine.cancel_turn("ann", reply.turn.ref)

@@ -91,6 +91,9 @@ _OF_A_SERVER = (
     "login_lifetime",
     "body_limit",
     "queue_limit",
+    "queue_timeout",
+    "durability",
+    "checkpoint_seconds",
     "grace",
 )
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from turnkeeper.accounts import ADMIN, Accounts, LoginRules
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import AccountStore, DocumentStore, Store
+from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Store
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import (
@@ -149,7 +149,7 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
         for warning in check_deployments(config.all_deployments(), offers, absences):
             log.warning("%s", warning)
-        driver = await open_driver(config.database)
+        driver = await open_driver(config.database, config.durability)
         store, documents = SqlStore(driver), SqlDocuments(driver)
         try:
             settled = await _settle(store)
@@ -251,15 +251,15 @@ async def open_store(url: str) -> Store:
     return SqlStore(await open_driver(url))
 
 
-async def open_driver(url: str) -> Driver:
+async def open_driver(url: str, durability: Durability = "power") -> Driver:
     """The database at a URL, locked and migrated: what any store may be had on."""
     path = _sqlite_path(url)
     if path is not None:
-        return open_sqlite(path)
+        return open_sqlite(path, durability)
     # Here, so that those who use SQLite need not carry asyncpg in memory.
     from turnkeeper.stores.postgres import open_postgres  # noqa: PLC0415
 
-    return await open_postgres(url)
+    return await open_postgres(url, durability)
 
 
 def _policy(config: Config, deployment: str) -> Policy:
@@ -268,6 +268,8 @@ def _policy(config: Config, deployment: str) -> Policy:
         message_limit=config.message_limit,
         reply_limit=config.reply_limit,
         queue_limit=config.queue_limit,
+        queue_timeout=config.queue_timeout,
+        checkpoint_seconds=config.checkpoint_seconds,
     )
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from dotenv import dotenv_values
 
+from turnkeeper.contracts import Durability
 from turnkeeper.domain import Blueprint
 from turnkeeper.errors import ConfigError
 from turnkeeper.settings import SETTINGS, Setting, read_http_url
@@ -65,11 +66,14 @@ class Config(msgspec.Struct, frozen=True):
     reply_limit: int
     body_limit: int
     queue_limit: int
+    queue_timeout: float
     attempts: int
     connect_timeout: float
     first_byte_timeout: float
     between_timeout: float
     total_timeout: float
+    durability: Durability
+    checkpoint_seconds: float
     grace: float
     providers: tuple[ProviderEntry, ...] = ()
     deployments: tuple[DeploymentEntry, ...] = ()

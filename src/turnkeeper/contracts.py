@@ -44,6 +44,9 @@ from turnkeeper.events import ProviderEvent
 
 Source = Literal["file", "api"]
 
+# What a committed write survives: a loss of power, or only that of the process.
+Durability = Literal["power", "process"]
+
 
 # From the section that a session is the chat of to what a model is shown of it: as it is now, None
 # if it is gone. May raise `StoreUnavailable`.

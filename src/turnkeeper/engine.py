@@ -40,6 +40,7 @@ from turnkeeper.errors import (
     InvalidRequest,
     MessageTooLong,
     ProviderError,
+    QueueTimeout,
     ServerStopping,
     StoreUnavailable,
     TurnNotFound,
@@ -53,7 +54,7 @@ from turnkeeper.reply import Reply
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 1.0
+_SHARES = 10  # of all replies, each of which has its checkpoints at another time
 _REMEMBERED = 1000  # revisions
 
 
@@ -96,6 +97,7 @@ class Engine:
         self._cancelled: set[TurnRef] = set()
         self._beginning = 0
         self._ticking = False
+        self._share = 0  # whose checkpoints were made last
         self.stopping = False
         self._loop = asyncio.get_running_loop()
 
@@ -361,7 +363,7 @@ class Engine:
         reply = Reply(owner, stored.turn)
         if plan.blueprint.on_disconnect == "cancel":
             reply.on_abandoned = lambda: self._stop(ref, TurnStatus.CANCELLED)
-        life = self._lives[ref] = _Life(reply, plan)
+        life = self._lives[ref] = _Life(reply, plan, share=len(self._lives) % _SHARES)
         for number in stored.ahead:
             self._stop_open(TurnRef(ref.session_id, number))
         self._keep_ticking()
@@ -395,7 +397,7 @@ class Engine:
             status = TurnStatus.COMPLETED
         except asyncio.CancelledError:
             status = life.stopped_as or TurnStatus.INTERRUPTED
-        except (ProviderError, StoreUnavailable, ContextTooLong) as error:
+        except (ProviderError, StoreUnavailable, ContextTooLong, QueueTimeout) as error:
             failure = Failure(error.code, error.sentence, error.retry_after)
         except TurnNotFound:
             return Ending(TurnStatus.CANCELLED, "")
@@ -418,7 +420,11 @@ class Engine:
             self._promoted.remove(ref)
         else:
             life.place = self._loop.create_future()
-            await life.place
+            try:
+                async with asyncio.timeout(self._policy.queue_timeout):
+                    await life.place
+            except TimeoutError:
+                raise QueueTimeout("The message waited too long for those before it") from None
         first = plan.candidates[0]
         turn, history = await self._store.get_history(ref, first.room)
         plan.choose(0, history.total_weight)
@@ -430,16 +436,23 @@ class Engine:
     def _keep_ticking(self) -> None:
         if not self._ticking:
             self._ticking = True
-            self._loop.call_later(CHECKPOINT_SECONDS, self._tick)
+            pause = self._policy.checkpoint_seconds or 1.0
+            self._loop.call_later(pause / _SHARES, self._tick)
 
     def _tick(self) -> None:
-        """Keep what replies have grown by since the last time, all in one commit or few."""
+        """Keep what a share of the replies have grown by since the last time, in one commit or few.
+
+        All of them at once would hold up everything else.
+        """
         self._ticking = False
+        self._share = (self._share + 1) % _SHARES
         if not self._beginning:
             self._promoted.clear()
             self._cancelled.clear()
-        for life in self._lives.values():
-            if life.reply.length > life.kept and not (life.settled or life.checkpointing):
+        for life in self._lives.values() if self._policy.checkpoint_seconds else ():
+            if life.share != self._share or life.settled or life.checkpointing:
+                continue
+            if life.reply.length > life.kept:
                 life.checkpointing = life.checkpointed = True
                 self._spawn(self._checkpoint(life))
         if self._lives:
@@ -522,12 +535,14 @@ class _Life(Work):
         "kept",
         "place",
         "settled",
+        "share",
         "stopped_as",
         "task",
     )
 
-    def __init__(self, reply: Reply, plan: Plan) -> None:
+    def __init__(self, reply: Reply, plan: Plan, share: int) -> None:
         super().__init__(reply, plan)
+        self.share = share  # when its checkpoints are made
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
         self.task = task

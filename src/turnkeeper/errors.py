@@ -36,6 +36,7 @@ logged whole, answered with little.
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
     ├── ProviderError       the model could not be reached or did not answer properly
+    ├── QueueTimeout        the turn waited too long in its session's queue
     ├── TurnEnded           the turn waited for failed, was cancelled or interrupted
     ├── StoreUnavailable    the database cannot be read or written just now
     └── ConfigError         a setting is wrong; the program cannot start
@@ -195,6 +196,11 @@ class SessionBusy(Refused):
 
 class QueueFull(Refused):
     code = "queue_full"
+    retry_after = 1.0
+
+
+class QueueTimeout(TurnkeeperError):
+    code = "queue_timeout"
     retry_after = 1.0
 
 

@@ -103,6 +103,12 @@ def _auth(text: str) -> str:
     return text
 
 
+def _durability(text: str) -> str:
+    if text not in ("power", "process"):
+        raise ValueError("must be power or process")
+    return text
+
+
 def _key(text: str) -> str:
     if not re.fullmatch(r"[!-~]{32,512}", text):
         raise ValueError("must be 32 to 512 characters of ASCII without spaces")
@@ -251,6 +257,7 @@ SETTINGS: tuple[Setting, ...] = (
         _whole(0, 100_000),
         "Messages that may wait in one session while a reply is made.",
     ),
+    Setting("queue_timeout", 300.0, _timeout, "Seconds that a message may wait there."),
     Setting(
         "attempts", 3, _whole(1, 20), "Calls to the model for one reply, before its first word."
     ),
@@ -258,6 +265,19 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("first_byte_timeout", 60.0, _timeout, "Seconds for the model to begin its reply."),
     Setting("between_timeout", 60.0, _timeout, "Seconds of silence within a reply."),
     Setting("total_timeout", 600.0, _timeout, "Seconds for one reply in all."),
+    Setting(
+        "durability",
+        "power",
+        _durability,
+        "What an acknowledged turn survives: a loss of `power`, or only that of the `process`,"
+        " which spares waiting for the disk.",
+    ),
+    Setting(
+        "checkpoint_seconds",
+        1.0,
+        _seconds,
+        "How often what replies have grown by is kept, against a crash; 0 for never.",
+    ),
     Setting(
         "grace",
         10.0,

@@ -276,6 +276,7 @@ STATUSES: dict[str, int] = {
     "server_stopping": 503,
     "store_unavailable": 503,
     "turn_interrupted": 503,
+    "queue_timeout": 503,
     "provider_timeout": 504,
 }
 

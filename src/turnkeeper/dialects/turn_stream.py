@@ -120,8 +120,11 @@ def _encode_failure(failure: Failure | None) -> dict[str, Any] | None:
     }
 
 
+_RETRYABLE = frozenset({"store_unavailable", "queue_timeout"})
+
+
 def is_retryable(failure: Failure) -> bool:
-    return failure.code in ProviderError.RETRYABLE or failure.code == "store_unavailable"
+    return failure.code in ProviderError.RETRYABLE or failure.code in _RETRYABLE
 
 
 def _encode_context(turn: Turn) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from turnkeeper.contracts import Durability
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
 from turnkeeper.stores.sql.rows import Rows, Transaction
@@ -31,6 +32,7 @@ _TABLES = (
     "items",
     "hidden_items",
     "checkpoints",
+    "idempotency_keys",
     "deployments",
     "revisions",
     "documents",
@@ -45,6 +47,12 @@ _TABLES = (
 _SIZE = """
 SELECT SUM(pg_total_relation_size(name::regclass))::bigint FROM unnest($1::text[]) AS name
 """
+
+# With "power" the database server's own setting stands, which waits for the disk.
+_DURABILITY: dict[Durability, dict[str, str]] = {
+    "power": {},
+    "process": {"synchronous_commit": "off"},
+}
 
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _UNAVAILABLE = (
@@ -121,7 +129,7 @@ def _numbered(sql: str) -> str:
 # --- Opening -----------------------------------------------------------------------------------
 
 
-async def open_postgres(url: str) -> PostgresDriver:
+async def open_postgres(url: str, durability: Durability = "power") -> PostgresDriver:
     """Connect, lock and migrate the database at `url` (`postgresql://…`).
 
     Raises:
@@ -132,7 +140,9 @@ async def open_postgres(url: str) -> PostgresDriver:
     try:
         await _take_lock(lock)
         await _migrate(lock)
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=10)
+        pool = await asyncpg.create_pool(
+            url, min_size=1, max_size=10, server_settings=_DURABILITY[durability]
+        )
     except asyncpg.PostgresError as error:
         await lock.close()
         raise ConfigError(f"The PostgreSQL database cannot be used: {error}") from error

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
 
+from turnkeeper.contracts import Durability
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
 from turnkeeper.stores.sql.rows import Transaction
@@ -311,7 +312,7 @@ def _translate(error: Exception) -> Exception:
 # --- Opening -----------------------------------------------------------------------------------
 
 
-def open_sqlite(path: Path) -> SqliteDriver:
+def open_sqlite(path: Path, durability: Durability = "power") -> SqliteDriver:
     """Open, lock and migrate the database at `path`; creates it if there is none.
 
     Raises:
@@ -326,6 +327,8 @@ def open_sqlite(path: Path) -> SqliteDriver:
             writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             _migrate(writer, path)
             writer.execute("PRAGMA busy_timeout = 0")
+            if durability == "process":  # the log is written at each commit, but not waited for
+                writer.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             writer.close()
             raise
