@@ -49,8 +49,9 @@ class Keeper:
         settled = await self._settle_strays()
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
-        while await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP) == STEP:
-            await asyncio.sleep(STEP_SECONDS)
+        dropped = STEP
+        while dropped == STEP:
+            dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP)
 
     async def step(self, after: str) -> str:
         """Look at the next sessions and delete those that have expired; where to go on."""
