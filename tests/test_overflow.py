@@ -21,8 +21,10 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "OpenAI, with room for the reply": (
         (
-            "This model's maximum context length is 4097 tokens. However, you requested 4295 tokens "
-            "(3245 in the messages, 1050 in the completion). Please reduce the length of the messages "
+            "This model's maximum context length is 4097 tokens. However, you requested 4295 "
+            "tokens "
+            "(3245 in the messages, 1050 in the completion). Please reduce the length of the "
+            "messages "
             "or completion."
         ),
         3245,
@@ -30,8 +32,10 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "OpenAI, completions": (
         (
-            "This model's maximum context length is 8191 tokens, however you requested 10346 tokens "
-            "(10346 in your prompt; 5 for the completion). Please reduce your prompt; or completion "
+            "This model's maximum context length is 8191 tokens, however you requested 10346 "
+            "tokens "
+            "(10346 in your prompt; 5 for the completion). Please reduce your prompt; or "
+            "completion "
             "length."
         ),
         10346,
@@ -95,8 +99,10 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "vLLM, newer": (
         (
-            "This model's maximum context length is 4096 tokens. However, you requested 1000 output "
-            "tokens and your prompt contains at least 3097 input tokens, for a total of at least 4097 "
+            "This model's maximum context length is 4096 tokens. However, you requested 1000 "
+            "output "
+            "tokens and your prompt contains at least 3097 input tokens, for a total of at "
+            "least 4097 "
             "tokens."
         ),
         3097,
@@ -104,7 +110,8 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "vLLM, no room for the reply": (
         (
-            "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context "
+            "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum "
+            "context "
             "length is 4096 tokens and your request has 10 input tokens (5000 > 4096 - 10)."
         ),
         10,
@@ -177,7 +184,8 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "DeepSeek": (
         (
-            "This model's maximum context length is 65536 tokens. However, you requested 77234 tokens "
+            "This model's maximum context length is 65536 tokens. However, you requested 77234 "
+            "tokens "
             "(69042 in the messages, 8192 in the completion)."
         ),
         69042,
@@ -207,7 +215,8 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     "Ollama, chat": ("prompt too long; exceeded max context length by 123 tokens", None, None),
     "LM Studio": (
         (
-            "The number of tokens to keep from the initial prompt is greater than the context length "
+            "The number of tokens to keep from the initial prompt is greater than the context "
+            "length "
             "(n_keep: 10978>= n_ctx: 8192). Try to load the model with a larger context length."
         ),
         10978,
@@ -215,7 +224,8 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "LM Studio, older": (
         (
-            "Trying to keep the first 10978 tokens when context the overflows. However, the model is "
+            "Trying to keep the first 10978 tokens when context the overflows. However, the "
+            "model is "
             "loaded with context length of only 8192 tokens, which is not enough."
         ),
         None,
@@ -251,7 +261,8 @@ SAID: dict[str, tuple[Any, int | None, int | None]] = {
     ),
     "TGI, with room for the reply": (
         (
-            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 "
+            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: "
+            "5000 "
             "`inputs` tokens and 20 `max_new_tokens`"
         ),
         5000,
