@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rig.model_server import BEFORE, Call, Hang, ModelServer, Plan
+from rig.model_server import BEFORE, Call, Hang, ModelServer, Plan, Wait
 from turnkeeper import compose
 from turnkeeper.config import read_config
 from turnkeeper.domain import Failure, TurnStatus
@@ -181,14 +181,20 @@ async def test_a_model_that_keeps_failing_is_not_asked_any_more(
         assert 0 < failure.retry_after <= 12.5
 
 
-async def test_a_turn_whose_own_failure_opens_the_breaker_does_not_wait_for_its_end(
-    tmp_path: Path, model_server: ModelServer
+async def test_a_turn_that_finds_the_model_resting_says_what_it_saw_itself(
+    tmp_path: Path, model_server: ModelServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model_server.script = lambda _: FAILS
+    caplog.set_level(logging.INFO)
+    gate = asyncio.Event()
+    model_server.script = lambda _: Plan(status=500, body={}, at={BEFORE: Wait(gate)})
     async with running(tmp_path, model_server) as engine:
-        failures = await asyncio.gather(*(failure_of(engine) for _ in range(4)))
-    assert "provider_resting" in {failure.code for failure in failures}
-    assert 5 <= model_server.calls < 12
+        ending = [asyncio.ensure_future(failure_of(engine)) for _ in range(20)]
+        await model_server.wait_for_calls(20)
+        gate.set()
+        codes = [(await failure).code for failure in ending]
+    assert sorted(codes) == ["provider_failed"] * 16 + ["provider_resting"] * 4
+    assert model_server.calls == 20
+    assert len(pauses(caplog)) == 4  # of those that failed before it was too often
 
 
 async def test_turns_go_on_with_another_model_of_the_same_provider(

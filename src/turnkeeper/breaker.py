@@ -70,6 +70,10 @@ class Breaker:
         self._probe: Guarded | None = None
         self._era = 0  # how often it has opened or closed
 
+    @property
+    def rests(self) -> bool:
+        return self._rests > 0
+
     def admit(self, call: "Guarded", clock: Callable[[], float]) -> int:
         """Let a call through; the number is for `end`.
 
@@ -159,6 +163,11 @@ class Guarded:
         self._clock = clock
         self._era = 0
         self.has_begun = has_begun
+
+    @property
+    def model_rests(self) -> bool:
+        """Whether another call would be refused just now, or be the probe."""
+        return self._breaker.rests
 
     def __enter__(self) -> None:
         self._era = self._breaker.admit(self, self._clock)

@@ -119,11 +119,12 @@ class Maker:
         policy, jitter = self._policy, self._jitter
         delay = policy.retry_delay
         for attempt in range(1, provider.attempts + 1):
+            guard = self._breakers.guard(provider.name, asked.model, work.has_words)
             try:
-                with self._breakers.guard(provider.name, asked.model, work.has_words):
+                with guard:
                     await self._listen(work, provider.stream(asked))
             except ProviderError as error:
-                hopeless = not error.retryable or error.code == "provider_resting"
+                hopeless = not error.retryable or guard.model_rests
                 wished = error.retry_after or 0.0
                 last = attempt == provider.attempts or wished > policy.patience
                 if work.reply.length or hopeless or last:
