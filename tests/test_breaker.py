@@ -67,7 +67,7 @@ def test_after_five_failures_in_a_row_a_model_rests(line: Line, code: ProviderFa
     line.fail(5, code)
     error = line.refused()
     assert (error.code, error.retryable, error.retry_after) == ("provider_resting", True, 10)
-    assert error.sentence == "m of acme has failed too often and rests for another 10 seconds"
+    assert error.sentence == "acme/m has failed too often and rests for another 10 seconds"
 
 
 def test_a_success_in_between_starts_the_count_anew(line: Line) -> None:
@@ -246,6 +246,6 @@ def test_a_rest_is_logged_when_it_begins_and_when_it_is_over(
     line.call()
     line.call()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "m of acme failed 5 times in a row and rests now"),
-        ("INFO", "m of acme answers again"),
+        ("WARNING", "acme/m failed 5 times in a row and rests now"),
+        ("INFO", "acme/m answers again"),
     ]

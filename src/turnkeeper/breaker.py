@@ -5,6 +5,7 @@ Pure: the clock and randomness are arguments. Does not know how a model is calle
 """
 
 import logging
+import math
 from collections.abc import Callable
 
 from turnkeeper.errors import ProviderError, ProviderFault
@@ -47,7 +48,7 @@ class Breakers:
         """What one call is made within. `has_begun` says whether a word of its reply has come."""
         breaker = self._breakers.get((provider, model))
         if breaker is None:
-            breaker = Breaker(f"{model} of {provider}", self._jitter)
+            breaker = Breaker(f"{provider}/{model}", self._jitter)
             self._breakers[provider, model] = breaker
         return Guarded(breaker, self._clock, has_begun)
 
@@ -184,5 +185,5 @@ def _is_unwell(call: Guarded, error: ProviderError) -> bool:
 
 
 def _seconds(wait: float) -> str:
-    count = max(1, round(wait))
+    count = math.ceil(wait)
     return f"{count} second{'s' if count > 1 else ''}"
