@@ -5,7 +5,7 @@ nothing, some sectors and not others; a new file may have lost its name, and one
 may be back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,11 +50,12 @@ class _Folder:
 
 
 class Disk:
-    """The files of one folder, empty at first. Feed it every happening in order."""
+    """The files of one folder, at first those in `found`. Feed it every happening in order."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, found: Mapping[str, bytes] | None = None) -> None:
         self._folder = folder
-        self._names = _Folder()
+        files = {name: _File(bytearray(content)) for name, content in (found or {}).items()}
+        self._names = _Folder(files, dict(files))
         self._count = 0
 
     def feed(self, happening: Happening) -> None:
