@@ -100,7 +100,8 @@ def decode_session(row: Row) -> Session:
         *row[3:9],
         bool(row[9]),
         bool(row[10]),
-        *row[11:14],
+        *row[11:13],
+        max(row[12:14]),  # the clock may have been put back since it was created
         _decode_json(variables) if variables else {},
         _decode_json(metadata) if metadata else {},
         section,

@@ -99,6 +99,11 @@ def ping() -> Transaction[None]:
     yield "SELECT 1 FROM sessions LIMIT 1", ()
 
 
+def try_write() -> Transaction[None]:
+    """Write something that changes nothing."""
+    yield "UPDATE turnkeeper_migrations SET name = name WHERE number = 1", ()
+
+
 # --- Lists of sessions -------------------------------------------------------------------------
 
 LIST_SESSIONS = """
