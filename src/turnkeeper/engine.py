@@ -466,7 +466,7 @@ class Engine:
             life.kept = length
             life.checkpoints += 1
         except StoreUnavailable:
-            log.warning("A checkpoint of turn %s was not kept", ref.id)
+            pass  # the store has said so, and that once
         finally:
             life.checkpointing = False
 
@@ -480,7 +480,7 @@ class Engine:
         """
         reply, pause = life.reply, 0.05
         while True:
-            now = self._now()
+            now = max(self._now(), reply.turn.created_at)  # the clock may have been put back
             try:
                 ended = await self._store.end_turn(reply.turn.ref, ending, now)
                 break

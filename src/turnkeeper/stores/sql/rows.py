@@ -83,7 +83,8 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
         TurnStatus(status),
         model,
         created_at,
-        finished_at,
+        # the clock may have been put back meanwhile
+        None if finished_at is None else max(created_at, finished_at),
         None if prompt is None else Usage(prompt, completion, bool(estimated)),
         None if code is None else Failure(code, sentence, retry_after),
         None if sent is None else Context(sent, dropped, tokens),
