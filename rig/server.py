@@ -13,7 +13,8 @@ from typing import IO
 class Server:
     """`turnkeeper serve` in a folder of its own; `start` again after it has ended.
 
-    `under` are the words of another program that starts it, in front of its own.
+    `under` are the words of another program that starts it, in front of its own; `program` is
+    what stands in place of `-m turnkeeper`.
     """
 
     def __init__(
@@ -22,10 +23,12 @@ class Server:
         *options: str,
         env: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "turnkeeper"),
     ) -> None:
         self.folder = folder
         self.options = options
         self.under = under
+        self.program = program
         self.env = {
             "PATH": os.environ["PATH"],
             "PORT": "0",
@@ -43,7 +46,7 @@ class Server:
             RuntimeError: it ended instead; the message holds what it said.
         """
         self._process = subprocess.Popen(
-            [*self.under, sys.executable, "-m", "turnkeeper", "serve", *self.options],
+            [*self.under, sys.executable, *self.program, "serve", *self.options],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,

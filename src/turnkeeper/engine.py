@@ -42,6 +42,7 @@ from turnkeeper.errors import (
     ProviderError,
     QueueTimeout,
     ServerStopping,
+    StoreDamaged,
     StoreUnavailable,
     TurnNotFound,
     UnknownModel,
@@ -475,8 +476,9 @@ class Engine:
     async def _end(self, life: "_Life", ending: Ending) -> None:
         """Store the ending, then tell everyone. Cannot be skipped, and is tried until it holds.
 
-        No one cancels this: `_stop` leaves a settled life alone. A server that stops gives up:
-        then no one is told an end, and the next start settles the turn from its checkpoints.
+        No one cancels this: `_stop` leaves a settled life alone. A server that stops gives up, and
+        so does one whose database is damaged in this place: then no one is told an end, and the
+        next start settles the turn from its checkpoints.
         """
         reply, pause = life.reply, 0.05
         while True:
@@ -484,14 +486,16 @@ class Engine:
             try:
                 ended = await self._store.end_turn(reply.turn.ref, ending, now)
                 break
+            except StoreDamaged:
+                self._lose(reply)
+                return
             except StoreUnavailable:
                 pass
             except Exception:
                 log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
                 ending = _plainer(ending)
             if self.stopping:
-                self._lives.pop(reply.turn.ref, None)
-                reply.lose()
+                self._lose(reply)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -501,6 +505,10 @@ class Engine:
         if not ended.stored:  # it was cleared meanwhile
             ending = Ending(TurnStatus.CANCELLED, reply.text)
         reply.end(_ended(reply.turn, ending, now))
+
+    def _lose(self, reply: Reply) -> None:
+        self._lives.pop(reply.turn.ref, None)
+        reply.lose()
 
     def _give_place(self, ref: TurnRef) -> None:
         life = self._lives.get(ref)

@@ -24,7 +24,7 @@ from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from turnkeeper.contracts import Durability
-from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.errors import ConfigError, StoreDamaged, StoreUnavailable
 from turnkeeper.stores import migrations
 from turnkeeper.stores.outage import Outage
 from turnkeeper.stores.sql.rows import Transaction
@@ -322,10 +322,15 @@ def _translate(error: Exception) -> Exception:
     if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
         error, sqlite3.IntegrityError | sqlite3.ProgrammingError
     ):
-        unavailable = StoreUnavailable("The database cannot be used just now")
+        kind = StoreDamaged if _is_damage(error) else StoreUnavailable
+        unavailable = kind("The database cannot be used just now")
         unavailable.__cause__ = error
         return unavailable
     return error
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 # --- Opening -----------------------------------------------------------------------------------
@@ -378,7 +383,7 @@ def _check_writable(connection: sqlite3.Connection) -> None:
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> ConfigError:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+    if _is_damage(error):
         advice = "go back to a backup, or have sqlite3 recover what it can"
         return ConfigError(f"The database {path} is damaged ({error}): {advice}")
     return ConfigError(f"The database {path} cannot be used: {error}")

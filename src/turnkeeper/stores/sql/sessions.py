@@ -100,8 +100,9 @@ def ping() -> Transaction[None]:
 
 
 def try_write() -> Transaction[None]:
-    """Write something that changes nothing."""
-    yield "UPDATE turnkeeper_migrations SET name = name WHERE number = 1", ()
+    """Write something, and nothing stays of it. (SQLite writes no page that is as it was.)"""
+    yield "INSERT INTO turnkeeper_migrations (number, name) VALUES (-1, 'try')", ()
+    yield "DELETE FROM turnkeeper_migrations WHERE number = -1", ()
 
 
 # --- Lists of sessions -------------------------------------------------------------------------
