@@ -5,17 +5,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 
 class Server:
-    """`turnkeeper serve` in a folder of its own; `start` again after it has ended."""
+    """`turnkeeper serve` in a folder of its own; `start` again after it has ended.
 
-    def __init__(self, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+    `under` are the words of another program that starts it, in front of its own; `program` is
+    what stands in place of `-m turnkeeper`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "turnkeeper"),
+    ) -> None:
         self.folder = folder
         self.options = options
+        self.under = under
+        self.program = program
         self.env = {
             "PATH": os.environ["PATH"],
             "PORT": "0",
@@ -33,7 +46,7 @@ class Server:
             RuntimeError: it ended instead; the message holds what it said.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "turnkeeper", "serve", *self.options],
+            [*self.under, sys.executable, *self.program, "serve", *self.options],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
