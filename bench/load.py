@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from typing import cast
+from uuid import uuid4
 
 import httptools
 import msgspec
@@ -32,12 +33,20 @@ class LoadError(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where the turns go. `direct` is the model server itself, in its own format."""
+    """Where the turns go, and how.
+
+    Attributes:
+        direct: to the model server itself, in its own format.
+        keyed: each under an idempotency key of its own.
+        detached: the way of `bench.detached`, where that is the server.
+    """
 
     port: int
     pids: list[int]
     expected: str
     direct: bool = False
+    keyed: bool = False
+    detached: bool = False
 
 
 class Turns(msgspec.Struct, frozen=True, tag=True):
@@ -50,12 +59,13 @@ class Turns(msgspec.Struct, frozen=True, tag=True):
 
 
 class Streams(msgspec.Struct, frozen=True, tag=True):
-    """Streamed turns: so many for each client, after one that is not counted."""
+    """Streamed turns: so many for each client, after one that is not counted if it is to `warm`."""
 
     target: Target
     clients: int
     each: int
     stagger: float  # seconds between the clients' first counted turns
+    warm: bool = True
 
 
 class Visits(msgspec.Struct, frozen=True, tag=True):
@@ -260,6 +270,7 @@ class Client:
         self.connection: Connection | None = None
         self.session_id = ""
         path = "/v1/chat/completions" if target.direct else "/api/chat"
+        path += "?detached" * target.detached
         self.head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
             "Content-Type: application/json\r\nContent-Length: "
@@ -291,7 +302,8 @@ class Client:
                 Connection, "127.0.0.1", self.target.port
             )
         body = self.body()
-        self.connection.send(b"%b%d\r\n\r\n%b" % (self.head, len(body), body), exchange)
+        key = b"\r\nIdempotency-Key: %b" % str(uuid4()).encode() if self.target.keyed else b""
+        self.connection.send(b"%b%d%b\r\n\r\n%b" % (self.head, len(body), key, body), exchange)
         await exchange.done
 
     def body(self) -> bytes:
@@ -348,7 +360,8 @@ async def run_turns(job: Turns, outcome: Outcome) -> Outcome:
 
 async def run_streams(job: Streams, outcome: Outcome) -> Outcome:
     clients = [Client(job.target, outcome, streamed=True) for _ in range(job.clients)]
-    await together(client.take_turn() for client in clients)
+    if job.warm:
+        await together(client.take_turn() for client in clients)
 
     async def later(number: int, client: Client) -> None:
         await asyncio.sleep(number * job.stagger)
