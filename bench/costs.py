@@ -71,8 +71,8 @@ def promises(run: Run) -> Section:
         "none, on one server; a slow turn has the same two statements. Checkpoints: as they are "
         "by default against `checkpoint_seconds` 0; a short turn is over before its first, and "
         f"what was found there, {number(unkept)} µs, is noise. Detachment, which cannot be "
-        "switched off: the floor relaying through a task of its own, a `Reply` and a follower, "
-        "sent by Turnkeeper’s own code, against the floor; of a slow turn that is "
+        "switched off: the floor relaying through a task of its own, a `Reply` and a follower "
+        "against the floor relaying at once; of a slow turn that is "
         f"{number(of_slow.detachment / SLOW_TOKENS)} µs for each token.",
         ["", "short turn, µs", "of it", "slow turn, µs", "of it"],
         [

@@ -1,9 +1,8 @@
 """The floor with a second way, `/api/chat?detached`: the turn belongs to the server.
 
 The same turns and streams, but made by a task of their own into a `Reply`, as Turnkeeper's are,
-and sent by a follower of it with Turnkeeper's own code. What that takes more than the floor's
-first way, in the same process, is what detachment costs. Not in `floor.py`, so that the floor's
-start and memory stay its own.
+and sent by a follower of it. What that takes more than the floor's first way, in the same process,
+is what detachment costs. Not in `floor.py`, so that the floor's start and memory stay its own.
 """
 
 import asyncio
@@ -13,6 +12,7 @@ from typing import Any
 
 from bench.floor import (
     ENCODER,
+    EVENTS,
     READ_ANSWER,
     READ_REQUEST,
     ChatAnswer,
@@ -23,11 +23,9 @@ from bench.floor import (
     serve,
     whole_body,
 )
-from turnkeeper.dialects.exchange import EventStream
 from turnkeeper.domain import Turn, TurnRef, TurnStatus
-from turnkeeper.events import Grew, ReplyEvent
+from turnkeeper.events import Grew
 from turnkeeper.reply import Reply
-from turnkeeper.web.streaming import send_stream
 
 RUNNING = Turn(TurnRef("", 0), TurnStatus.RUNNING, "bench-model", 0)
 COMPLETED = Turn(TurnRef("", 0), TurnStatus.COMPLETED, "bench-model", 0)
@@ -49,7 +47,7 @@ class Detached(Floor):
         request = READ_REQUEST.decode(await whole_body(receive))
         reply = await self.begin(request)
         if request.stream:
-            await send_stream(send, receive, EventStream(reply.follow, encode, ()), [])
+            await relay(reply, send)
             return
         text = await reply.completed()
         await answer(send, ENCODER.encode(ChatAnswer("bench-model", text, "floor")))
@@ -79,8 +77,16 @@ class Detached(Floor):
             reply.end(COMPLETED)
 
 
-def encode(event: ReplyEvent) -> bytes:
-    return event.text.encode("latin-1") if isinstance(event, Grew) else b""
+async def relay(reply: Reply, send: Any) -> None:
+    follower = reply.follow()
+    await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+    while not follower.finished:
+        for event in await follower.next():
+            if isinstance(event, Grew):
+                chunk = event.text.encode("latin-1")
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    follower.close()
+    await send({"type": "http.response.body", "body": b""})
 
 
 if __name__ == "__main__":
