@@ -73,8 +73,8 @@ def promises(run: Run) -> Section:
         f"short turn is one of those above; a slow one is a stream of {SLOW_TOKENS} tokens in "
         f"{SLOW_SECONDS:g} s. Idempotency: with a new `Idempotency-Key` on each request against "
         "none, on one server; a slow turn has the same two statements. Checkpoints: as they are "
-        "by default against `checkpoint_seconds` 0; a short turn is over before its first, and "
-        f"what was found there, {number(unkept)} µs, is noise. Detachment, which cannot be "
+        "by default against `checkpoint_seconds` 0; a short turn is over before its first, so "
+        f"that the {number(unkept)} µs found there are noise and not counted. Detachment, which cannot be "
         "switched off: the floor relaying through a task of its own, a `Reply` and a follower "
         "against the floor relaying at once; of a slow turn that is "
         f"{number(of_slow.detachment / SLOW_TOKENS)} µs for each token.",
