@@ -12,13 +12,12 @@ from contextlib import ExitStack
 import msgspec
 
 from bench.charts import Bar, Bars, Goal, Group, Panel
-from bench.load import Streams, Turns
+from bench.load import Bursts, Streams
 from bench.measures import CLIENTS, OURS, TOKENS, Run, turn_cpu
 from bench.report import Section, at_most, number
 from bench.servers import target
 
-PAIRS = 2  # bursts of each kind in a round
-WARM, BURST = 0.2, 0.6  # seconds
+BURSTS, BURST = 7, 0.25  # of each kind of turn in a round, and the seconds of one
 SLOW_TOKENS = 125
 SLOW_DELAY = 0.02  # seconds between two tokens of a slow turn
 SLOW_SECONDS = SLOW_TOKENS * SLOW_DELAY  # 2.5: long enough for checkpoints
@@ -74,9 +73,9 @@ def promises(run: Run) -> Section:
         f"{SLOW_SECONDS:g} s. Idempotency: with a new `Idempotency-Key` on each request against "
         "none, on one server; a slow turn has the same two statements. Checkpoints: as they are "
         "by default against `checkpoint_seconds` 0; a short turn is over before its first, so "
-        f"that the {number(unkept)} µs found there are noise and not counted. Detachment, which cannot be "
-        "switched off: the floor relaying through a task of its own, a `Reply` and a follower "
-        "against the floor relaying at once; of a slow turn that is "
+        f"that the {number(unkept)} µs found there are noise and not counted. Detachment, which "
+        "cannot be switched off: the floor relaying through a task of its own, a `Reply` and a "
+        "follower against the floor relaying at once; of a slow turn that is "
         f"{number(of_slow.detachment / SLOW_TOKENS)} µs for each token.",
         ["", "short turn, µs", "of it", "slow turn, µs", "of it"],
         [
@@ -131,7 +130,6 @@ def added(with_it: Sequence[float], without: Sequence[float]) -> float:
 
 def short_turns(run: Run) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {kind: [] for kind in (PLAIN, KEYED, BARE, INLINE, DETACHED)}
-    pairs, seconds = (1, 0.4) if run.quick else (PAIRS, BURST)
     with run.place.model_server(deltas=TOKENS, one_write=True) as model:
         for round_ in range(1, run.rounds + 1):
             run.place.say(f"  round {round_}: short turns")
@@ -141,18 +139,13 @@ def short_turns(run: Run) -> dict[str, list[float]]:
                 run.place.server("detached", model.url) as relay,
             ):
                 ours, floor = target(kept, model), target(relay, model)
-                kinds = {
-                    PLAIN: ours,
-                    KEYED: msgspec.structs.replace(ours, keyed=True),
-                    BARE: target(bare, model),
-                    INLINE: floor,
-                    DETACHED: msgspec.structs.replace(floor, detached=True),
-                }
-                for pair in range(pairs):
-                    order = list(kinds)[:: -1 if pair % 2 else 1]  # nobody is always the first
-                    for kind in order:
-                        job = Turns(kinds[kind], CLIENTS, WARM, seconds)
-                        found[kind].append(turn_cpu(run.place.load(job)))
+                keyed = msgspec.structs.replace(ours, keyed=True)
+                detached = msgspec.structs.replace(floor, detached=True)
+                targets = [ours, keyed, target(bare, model), floor, detached]
+                job = Bursts(targets, CLIENTS, BURST, 2 if run.quick else BURSTS)
+                costs = run.place.load(job).costs
+            for taken, seconds in zip(found.values(), costs, strict=True):
+                taken += [each * 1e6 for each in seconds]
     return found
 
 

@@ -58,6 +58,15 @@ class Turns(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class Bursts(msgspec.Struct, frozen=True, tag=True):
+    """Turns in bursts on each of the targets in turn, so many `times` and once uncounted before."""
+
+    targets: list[Target]
+    clients: int
+    seconds: float
+    times: int
+
+
 class Streams(msgspec.Struct, frozen=True, tag=True):
     """Streamed turns: so many for each client, after one that is not counted if it is to `warm`."""
 
@@ -92,7 +101,7 @@ class Hold(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
-Job = Turns | Streams | Visits | Hold
+Job = Turns | Bursts | Streams | Visits | Hold
 
 
 class Outcome(msgspec.Struct, tag=True):
@@ -107,6 +116,7 @@ class Outcome(msgspec.Struct, tag=True):
     held: int = 0  # streams that were open at once, from the first counted moment to the last
     errors: list[str] = []
     memory: float = 0.0  # MiB of the server with all streams open
+    costs: list[list[float]] = []  # server's CPU seconds for a turn: of each target, by burst
     delays: list[float] = []  # seconds from the model server's write of a delta to its arrival
 
 
@@ -358,6 +368,28 @@ async def run_turns(job: Turns, outcome: Outcome) -> Outcome:
     return counted
 
 
+async def run_bursts(job: Bursts, outcome: Outcome) -> Outcome:
+    ways = [[Client(target, outcome) for _ in range(job.clients)] for target in job.targets]
+    numbers = {client: number for clients in ways for number, client in enumerate(clients)}
+    costs: list[list[float]] = [[] for _ in ways]
+
+    async def keep_busy(client: Client, until: float) -> None:
+        while time.monotonic() < until:
+            await client.sessions_of_seven(1, first=numbers[client])
+            numbers[client] += 1
+
+    for time_ in range(job.times + 1):
+        order = list(zip(job.targets, ways, costs, strict=True))
+        for target, clients, cost in order[:: -1 if time_ % 2 else 1]:  # nobody always the first
+            cpu, turns = cpu_seconds(target.pids), outcome.turns
+            until = time.monotonic() + job.seconds
+            await together(keep_busy(client, until) for client in clients)
+            if time_:
+                cost.append((cpu_seconds(target.pids) - cpu) / (outcome.turns - turns))
+    outcome.costs = costs
+    return outcome
+
+
 async def run_streams(job: Streams, outcome: Outcome) -> Outcome:
     clients = [Client(job.target, outcome, streamed=True) for _ in range(job.clients)]
     if job.warm:
@@ -433,6 +465,8 @@ async def run(job: Job) -> Outcome:
         match job:
             case Turns():
                 return await run_turns(job, outcome)
+            case Bursts():
+                return await run_bursts(job, outcome)
             case Streams():
                 return await run_streams(job, outcome)
             case Visits():
