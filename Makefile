@@ -24,7 +24,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev.stamp  ## figures against the floor and the tutorial's Flask program
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ARGS)
 
 lock: .venv/dev.stamp  ## renew the lock files from pyproject.toml
 	for group in build dev; do \
