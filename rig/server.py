@@ -5,15 +5,25 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+SERVE = ("turnkeeper", "serve")
+
 
 class Server:
-    """`turnkeeper serve` in a folder of its own; `start` again after it has ended."""
+    """`turnkeeper serve` in a folder of its own; `start` again after it has ended.
+
+    Attributes:
+        program: the module that is run, and its first words. May be changed between two starts,
+            as `env` may.
+        log: all it has said, every time it ran.
+        url: where it listened last.
+    """
 
     def __init__(self, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.program: Sequence[str] = SERVE
         self.folder = folder
         self.options = options
         self.env = {
@@ -33,7 +43,7 @@ class Server:
             RuntimeError: it ended instead; the message holds what it said.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "turnkeeper", "serve", *self.options],
+            [sys.executable, "-m", *self.program, *self.options],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
