@@ -220,7 +220,10 @@ class Campaign:
 
 
 def check_file(books: sqlite3.Connection, ledger: Ledger) -> None:
-    found = books.execute("PRAGMA integrity_check").fetchall()
+    try:
+        found = books.execute("PRAGMA integrity_check").fetchall()
+    except sqlite3.DatabaseError as error:
+        found = [(str(error),)]
     ledger.expect(FILE, found == [("ok",)], f"the integrity check says {found[:3]}")
 
 
