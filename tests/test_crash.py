@@ -1,6 +1,6 @@
 """Killed at any moment, the server keeps its promises; and forged books do not pass the audit.
 
-One run of `crash` with 41 kills. Its database is then forged in copies, one promise after the other.
+One run of `crash` with 41 kills. Its database is then forged in copies, a promise at a time.
 """
 
 import asyncio
