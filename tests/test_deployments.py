@@ -313,7 +313,7 @@ async def test_all_messages_of_a_session_are_shown(tmp_path: Path, count: int, s
     said = tuple(Said(message["role"], message["content"]) for message in messages)  # type: ignore[arg-type]
     options = {"database": f"sqlite:///{tmp_path}/d.db", "model": "eliza"}
     async with compose.open_parts(read_config(options, {}, tmp_path)) as parts:
-        session = await parts.sessions.create("local", SessionRequest(messages=said))
+        session = (await parts.sessions.create("local", SessionRequest(messages=said))).thing
         path = {"chat_session_id": session.id}
         call = Call("local", b"", path, {}, {}, "http://localhost", never)
         answer = await deployment.get_session(parts, call)

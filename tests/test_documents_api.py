@@ -256,12 +256,11 @@ async def test_a_small_window_shows_what_fits_and_always_the_newest_message(
 ) -> None:
     async with running(tmp_path, model_server) as parts:  # `small` has 1000 tokens
         sections = [SectionDraft(title="Aims", content="BEGIN" + "x" * 9000 + "END")]
-        document, [section] = await parts.library.create("ann", "Report", sections)
+        document, [section] = (await parts.library.create("ann", "Report", sections)).thing
         opened = await parts.library.open_chat("ann", document.id, section.id)
         for text in ("short", "long " * 400, "short again"):
-            reply = await parts.engine.take_turn(
-                "ann", ById(opened.session_id), text, model="small"
-            )
+            choice = ById(opened.session_id)
+            reply = (await parts.engine.take_turn("ann", choice, text, model="small")).reply
             await reply.completed()
             messages = model_server.requests[-1].body["messages"]
             assert messages[-1]["content"] == text
@@ -279,13 +278,14 @@ async def test_where_nothing_may_be_left_out_the_section_gets_what_is_left(
         blueprint = read_blueprint({"model": "small", "overflow": "error"})
         await parts.deployments.create("whole", blueprint)
         section = SectionDraft(title="Aims", content="BEGIN" + "x" * 9000 + "END")
-        document, [made] = await parts.library.create("ann", "Report", [section])
+        document, [made] = (await parts.library.create("ann", "Report", [section])).thing
         request = SessionRequest(deployment="whole")
         new = parts.sessions.draft("ann", request, section=made.id)
         chat = await parts.library._store.open_chat("ann", document.id, new)
         for number in range(3):
             text = f"{number}" + "y" * 300
-            await (await parts.engine.take_turn("ann", ById(chat.session_id), text)).completed()
+            taken = await parts.engine.take_turn("ann", ById(chat.session_id), text)
+            await taken.reply.completed()
             assert len(model_server.requests[-1].body["messages"]) == 2 * number + 2
         assert len(shown(model_server, 0)) > len(shown(model_server)) > 200
 
@@ -303,9 +303,8 @@ async def call(parts: Parts, caller: str, route: str, body: Any = None, **path: 
     """Status and body of what `caller` gets of a route of the dialect, beneath HTTP."""
     method, _, pattern = route.partition(" ")
     [handler] = [r.handler for r in DIALECT.routes if (r.method, r.path) == (method, pattern)]
-    asked = Call(
-        caller, b"" if body is None else json.dumps(body).encode(), path, {}, {}, "", asyncio.Future
-    )
+    written = b"" if body is None else json.dumps(body).encode()
+    asked = Call(caller, route, written, path, {}, {}, "", asyncio.Future)
     try:
         answer = await handler(parts, asked)
     except TurnkeeperError as error:
@@ -321,7 +320,7 @@ BODIES = {"PUT": {"title": "x"}, "POST": {"content": "x"}}
 async def test_someone_elses_document_is_denied_for_a_chat_and_else_not_there(
     parts: Parts,
 ) -> None:
-    document, [section] = await parts.library.create("ann", "Report", [SectionDraft()])
+    document, [section] = (await parts.library.create("ann", "Report", [SectionDraft()])).thing
     path = {"doc_id": document.id, "section_id": section.id}
     for route in DIALECT.routes:
         if "{doc_id}" not in route.path:
@@ -337,7 +336,7 @@ async def test_someone_elses_document_is_denied_for_a_chat_and_else_not_there(
     assert await call(parts, "bob", "GET /api/documents") == (200, {"documents": []})
     assert (await parts.library.get("ann", document.id)).version == 0
 
-    mine, _ = await parts.library.create("bob", "Mine", [])
+    mine, _ = (await parts.library.create("bob", "Mine", [])).thing
     found = await call(parts, "bob", f"POST {SECTION}/chat", **(path | {"doc_id": mine.id}))
     assert found == (404, {"error": "Section not found"})
 
@@ -359,7 +358,9 @@ async def test_what_cannot_be_kept_of_a_document_is_refused(parts: Parts) -> Non
         with pytest.raises(InvalidRequest):
             await create("ann", title, sections)
     assert await parts.library.list("ann") == []
-    document, [section] = await create("ann", " Ünïcode 🎈\n", [SectionDraft(title="x" * 1000)])
+    document, [section] = (
+        await create("ann", " Ünïcode 🎈\n", [SectionDraft(title="x" * 1000)])
+    ).thing
     assert (await parts.library.get("ann", document.id)).title == " Ünïcode 🎈\n"
     for change in (SectionChange(title="x" * 1001), SectionChange(content="\ud800")):
         with pytest.raises(InvalidRequest):

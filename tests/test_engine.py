@@ -53,7 +53,7 @@ async def engine(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Eng
 
 async def take(engine: Engine, session: str | None, text: str, model: str | None = None) -> Reply:
     choice = choose_session(session) if session else None
-    return await engine.take_turn("ann", choice, text, model=model)
+    return (await engine.take_turn("ann", choice, text, model=model)).reply
 
 
 async def counts(engine: Engine) -> list[int]:

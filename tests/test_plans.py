@@ -49,11 +49,11 @@ async def a_session(
     name = f"d{len(await parts.deployments.list())}"
     await parts.deployments.create(name, read_blueprint(blueprint))
     request = SessionRequest(deployment=name, variables=dict(variables))
-    return ById((await parts.sessions.create("ann", request)).id)
+    return ById((await parts.sessions.create("ann", request)).thing.id)
 
 
 async def take(parts: Parts, session: ById, text: str = "hi", **more: Any) -> Reply:
-    return await parts.engine.take_turn("ann", session, text, **more)
+    return (await parts.engine.take_turn("ann", session, text, **more)).reply
 
 
 def asked(model: ModelServer) -> dict[str, Any]:
@@ -145,10 +145,10 @@ async def test_a_reply_that_has_begun_is_not_begun_again_elsewhere(
 async def test_a_larger_model_fallen_back_on_is_shown_whole_turns_and_says_what_was_dropped(
     parts: Parts, model_server: ModelServer
 ) -> None:
-    name = (await parts.deployments.create("d", read_blueprint(LARGER_BEHIND))).name
+    name = (await parts.deployments.create("d", read_blueprint(LARGER_BEHIND))).thing.name
     said = [Said(role, f"{n}" + "x" * 150) for n in range(20) for role in SPEAKERS]
     request = SessionRequest(deployment=name, messages=tuple(said))
-    session = ById((await parts.sessions.create("ann", request)).id)
+    session = ById((await parts.sessions.create("ann", request)).thing.id)
     model_server.script = lambda call: (
         Plan(status=500, body={}) if call.body["model"] == "small" else Plan()
     )
@@ -361,7 +361,7 @@ async def test_answers_made_anew_are_asked_like_the_first(
     session = await a_session(parts, system_message="Be kind.")
     first = await take(parts, session, "hello")
     await first.completed()
-    again = await parts.engine.answer_anew("ann", session, model="spare")
+    again = (await parts.engine.answer_anew("ann", session, model="spare")).reply
     await again.completed()
     body = asked(model_server)
     assert (body["model"], [m["content"] for m in body["messages"]]) == (

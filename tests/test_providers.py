@@ -52,7 +52,8 @@ def ids(engine: Engine) -> list[str]:
 
 async def reply_of(engine: Engine, model: str | None, session: str | None = None) -> str:
     choice = ById(session) if session else None
-    return await (await engine.take_turn("local", choice, "hi", model=model)).completed()
+    taken = await engine.take_turn("local", choice, "hi", model=model)
+    return await taken.reply.completed()
 
 
 # --- Under which ids ---------------------------------------------------------------------------
@@ -82,9 +83,9 @@ async def test_a_turn_names_its_model_as_it_is_listed(
 ) -> None:
     tables = {"one": table(model_server, 'models = ["a", "b"]')}
     async with opened(tmp_path, tables) as engine:
-        reply = await engine.take_turn("local", None, "hi", model="one/b")
+        reply = (await engine.take_turn("local", None, "hi", model="one/b")).reply
         await reply.completed()
-        again = await engine.take_turn("local", ById(reply.turn.ref.session_id), "hi")
+        again = (await engine.take_turn("local", ById(reply.turn.ref.session_id), "hi")).reply
         await again.completed()
         assert (reply.turn.model, again.turn.model) == ("b", "b")
 

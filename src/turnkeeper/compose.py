@@ -166,7 +166,7 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             accounts = await _open_accounts(SqlAccounts(driver), config)
             parts = await _assemble(store, documents, offers, accounts, config)
-            keeping = asyncio.create_task(Keeper(store, now=_now).run())
+            keeping = asyncio.create_task(Keeper(store, parts.engine.settle_strays, now=_now).run())
             try:
                 yield parts
             finally:

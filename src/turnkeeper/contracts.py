@@ -5,7 +5,7 @@ provider to these sentences.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from turnkeeper.domain import (
     Document,
     Ending,
     History,
+    IdempotencyKey,
     Item,
     Kept,
     Key,
@@ -68,6 +69,7 @@ class NewTurn(msgspec.Struct, frozen=True):
         queue_limit: how many turns may wait in one session.
         revisions: those the caller knows already, by id, so that they need not be read.
         kept: what is to be kept with the session from now on; the basis has it already.
+        key: the caller's own name for the request.
     """
 
     owner: str
@@ -82,6 +84,7 @@ class NewTurn(msgspec.Struct, frozen=True):
     revisions: Mapping[str, Revision]
     now: int
     kept: Kept | None = None
+    key: IdempotencyKey | None = None
 
 
 class NewVersion(msgspec.Struct, frozen=True):
@@ -90,6 +93,8 @@ class NewVersion(msgspec.Struct, frozen=True):
     Attributes:
         message: the user's message to put other words for; None to answer the newest anew.
         words: these other words.
+        retried: the number of the turn whose words are to be answered after all, instead of the
+            newest; one that is not the newest goes to the end.
     """
 
     owner: str
@@ -100,6 +105,8 @@ class NewVersion(msgspec.Struct, frozen=True):
     choose: Callable[[Basis, int], ModelChoice]
     revisions: Mapping[str, Revision]
     now: int
+    retried: int | None = None
+    key: IdempotencyKey | None = None
 
 
 class BegunTurn(msgspec.Struct, frozen=True):
@@ -123,6 +130,7 @@ class NewSession(msgspec.Struct, frozen=True):
         items: a conversation that was had elsewhere.
         check: raises what speaks against such a session; pure, like `NewTurn.choose`.
         section: the section whose chat it is to be.
+        key: the caller's own name for the request.
     """
 
     owner: str
@@ -136,6 +144,7 @@ class NewSession(msgspec.Struct, frozen=True):
     check: Callable[[Basis], None]
     now: int
     section: str | None = None
+    key: IdempotencyKey | None = None
 
 
 class NewSection(msgspec.Struct, frozen=True):
@@ -144,6 +153,16 @@ class NewSection(msgspec.Struct, frozen=True):
     id: str
     draft: SectionDraft
     position: int | None = None
+
+
+T = TypeVar("T")
+
+
+class Made(msgspec.Struct, Generic[T], frozen=True):
+    """A thing that was asked for, and whether an earlier request under the same key made it."""
+
+    thing: T
+    repeated: bool
 
 
 class OpenedChat(msgspec.Struct, frozen=True):
@@ -192,6 +211,13 @@ class EndedTurn(msgspec.Struct, frozen=True):
     promoted: Turn | None = None
 
 
+class NextTurn(msgspec.Struct, frozen=True):
+    """Where a session's turns go on: the number of the next one, if any, and of the newest."""
+
+    next: int | None
+    newest: int
+
+
 class StoredReply(msgspec.Struct, frozen=True):
     """A turn as the store has it, with the text of its reply as far as that was stored."""
 
@@ -207,8 +233,11 @@ class Store(Protocol):
     `StoreUnavailable`. Owners never meet: what belongs to another owner does not exist.
     """
 
-    async def begin_turn(self, new: NewTurn) -> BegunTurn:
+    async def begin_turn(self, new: NewTurn) -> BegunTurn | TurnRef:
         """Store the caller's items and a turn over them.
+
+        Under a key that has begun a turn before, nothing is stored, and the answer is that turn,
+        which may be gone since.
 
         The turn takes the next number of its session. It is `running` when no other turn of
         the session is, else `queued`; turns of one session run one at a time, by number.
@@ -218,6 +247,7 @@ class Store(Protocol):
             DeploymentNotFound: a session would have to be made, and there is no such deployment.
             QueueFull: `queue_limit` turns wait already.
             SessionBusy: another turn is not over, and the basis says to refuse this one then.
+            KeyReused: the key was used for another request.
         """
         ...
 
@@ -263,8 +293,12 @@ class Store(Protocol):
     async def create_session(self, new: NewSession) -> Session:
         """Store a session of the newest revision of its deployment.
 
+        Under a key that has made a session before, the answer is that one, whose id is another.
+
         Raises:
             DeploymentNotFound: there is no such deployment.
+            KeyReused: the key was used for another request.
+            SessionNotFound: what was made under it is gone.
         """
         ...
 
@@ -305,13 +339,21 @@ class Store(Protocol):
         ...
 
     async def fork_session(
-        self, owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+        self,
+        owner: str,
+        session: SessionChoice,
+        at: MessageRef | None,
+        new_id: str,
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
     ) -> Session:
         """Make a session of its own that holds what this one does, up to and with message `at`.
 
         None is for all of it, but for turns that are not over. The fork has the same revision,
         variables, model, title, metadata and config, and shares nothing: neither can change the
         other. It is no section's chat.
+        With a key as for `create_session`.
 
         Raises:
             SessionNotFound: as for `get_session`.
@@ -351,8 +393,8 @@ class Store(Protocol):
         """
         ...
 
-    async def begin_version(self, new: NewVersion) -> BegunTurn:
-        """Store a turn that takes the place of an earlier one.
+    async def begin_version(self, new: NewVersion) -> BegunTurn | TurnRef:
+        """Store a turn that takes the place of an earlier one; with a key as for `begin_turn`.
 
         Without `message` it is over the same words as the newest turn; with one, over `words`
         instead of that message. What stood in that place, and all that followed it, is listed no
@@ -363,6 +405,9 @@ class Store(Protocol):
             MessageNotFound: `message` is not the user's, or not at a place that is listed; or
                 there is no message to answer.
             SessionBusy: a turn of the session is queued or running.
+            TurnNotFound: there is no turn to be `retried`.
+            NotRetryable: it was completed, or its words have been answered anew.
+            KeyReused: the key was used for another request.
         """
         ...
 
@@ -426,13 +471,20 @@ class Store(Protocol):
         ...
 
     async def publish_revision(
-        self, name: str, revision: Revision, source: Source, *, new: bool | None
+        self,
+        name: str,
+        revision: Revision,
+        source: Source,
+        *,
+        new: bool | None,
+        key: IdempotencyKey | None = None,
     ) -> Deployment:
         """Make `revision` what new sessions of deployment `name` get.
 
         Nothing is published if the newest revision has the same blueprint, and the deployment is
         returned as it is. The number of `revision` is given here. `new` says whether the
-        deployment must not exist yet (True), must exist (False), or either (None).
+        deployment must not exist yet (True), must exist (False), or either (None). Under a key
+        that has made a deployment before, the answer is that one as it is now.
 
         Raises:
             DeploymentExists, DeploymentNotFound: against `new`.
@@ -488,6 +540,30 @@ class Store(Protocol):
 
         Returns:
             Whether it was deleted.
+        """
+        ...
+
+    async def next_turn(self, owner: str, session_id: str, after: int) -> NextTurn:
+        """The turn that follows number `after` in a session of the owner's, if there is one yet.
+
+        Raises:
+            SessionNotFound: no such session, or not the owner's.
+        """
+        ...
+
+    async def list_open(self) -> Sequence[TurnRef]:
+        """Every turn that is queued or running, of all owners."""
+        ...
+
+    async def settle(self, ref: TurnRef, now: int) -> EndedTurn:
+        """End a turn that nobody makes any more as `interrupted`, with what was kept of it."""
+        ...
+
+    async def drop_keys(self, before: int, limit: int) -> int:
+        """Forget idempotency keys that were first used before that time, at most `limit`.
+
+        Returns:
+            How many were forgotten.
         """
         ...
 
@@ -666,8 +742,16 @@ class DocumentStore(Protocol):
         title: str,
         sections: Sequence[NewSection],
         now: int,
+        *,
+        key: IdempotencyKey | None = None,
     ) -> Document:
-        """Store a document with these sections, in this order."""
+        """Store a document with these sections, in this order.
+
+        Under a key that has made a document before, the answer is that one, whose id is another.
+
+        Raises:
+            KeyReused: the key was used for another request.
+        """
         ...
 
     async def list_documents(self, owner: str) -> Sequence[Document]:
@@ -723,9 +807,18 @@ class DocumentStore(Protocol):
         ...
 
     async def create_section(
-        self, owner: str, document_id: str, new: NewSection, now: int
+        self,
+        owner: str,
+        document_id: str,
+        new: NewSection,
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
     ) -> Section:
-        """Store a section at its position; those from there on stand one further."""
+        """Store a section at its position; those from there on stand one further.
+
+        With a key as for `create_document`.
+        """
         ...
 
     async def get_section(self, owner: str, document_id: str, section_id: str) -> Section: ...

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from turnkeeper.blueprint import DEPLOYMENT_NAME, diff_blueprints, is_deployment_name
-from turnkeeper.contracts import Source, Store
-from turnkeeper.domain import Basis, Blueprint, Deployment, Revision
+from turnkeeper.contracts import Made, Store
+from turnkeeper.domain import Basis, Blueprint, Deployment, IdempotencyKey, Revision
 from turnkeeper.errors import ContextTooLong, DeploymentReadOnly, InvalidRequest, RevisionNotFound
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
@@ -53,16 +53,22 @@ class Deployments:
         """Raises DeploymentNotFound."""
         return await self._store.get_deployment(name)
 
-    async def create(self, name: str, blueprint: Blueprint) -> Deployment:
+    async def create(
+        self, name: str, blueprint: Blueprint, *, key: IdempotencyKey | None = None
+    ) -> Made[Deployment]:
         """Publish the first revision under a new name.
 
         Raises:
-            DeploymentExists
+            DeploymentExists, KeyReused
+            DeploymentNotFound: what was made under the key before is gone.
             InvalidRequest: the name, a model, or a prompt that fills the window.
         """
         if not is_deployment_name(name):
             raise InvalidRequest(f"name must be {DEPLOYMENT_NAME}")
-        return await self._publish(name, blueprint, "api", new=True)
+        revision = self._revise(name, blueprint)
+        self._check(revision)
+        made = await self._store.publish_revision(name, revision, "api", new=True, key=key)
+        return Made(made, repeated=made.revision.id != revision.id)
 
     async def replace(self, name: str, blueprint: Blueprint) -> Deployment:
         """Publish a new revision, unless nothing is changed by it.
@@ -71,7 +77,9 @@ class Deployments:
             DeploymentNotFound, DeploymentReadOnly
             InvalidRequest: a model, or a prompt that fills the window.
         """
-        return await self._publish(name, blueprint, "api", new=False)
+        revision = self._revise(name, blueprint)
+        self._check(revision)
+        return await self._store.publish_revision(name, revision, "api", new=False)
 
     async def adopt(self, blueprints: Mapping[str, Blueprint], *, complete: bool) -> None:
         """Publish what the configuration defines.
@@ -80,18 +88,15 @@ class Deployments:
         defined is deleted.
         """
         for name, blueprint in blueprints.items():
-            await self._publish(name, blueprint, "file", new=None)
+            revision = self._revise(name, blueprint)
+            await self._store.publish_revision(name, revision, "file", new=None)
         for deployment in await self.list() if complete else ():
             if deployment.source == "file" and deployment.name not in blueprints:
                 await self._store.delete_deployment(deployment.name, "file")
 
-    async def _publish(
-        self, name: str, blueprint: Blueprint, source: Source, *, new: bool | None
-    ) -> Deployment:
-        revision = Revision(self._new_id(), name, 0, blueprint, self._now())
-        if source == "api":
-            self._check(revision)
-        return await self._store.publish_revision(name, revision, source, new=new)
+    def _revise(self, name: str, blueprint: Blueprint) -> Revision:
+        """A revision to publish; the store gives it its number."""
+        return Revision(self._new_id(), name, 0, blueprint, self._now())
 
     def _check(self, revision: Revision) -> None:
         blueprint = revision.blueprint

@@ -327,6 +327,20 @@ class Ending(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
+# --- Requests that are sent again ----------------------------------------------------------------
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True):
+    """An owner's own name for a request: sent again under it, it is not done again.
+
+    `request` tells requests apart.
+    """
+
+    owner: str
+    key: str
+    request: str
+
+
 # --- Deployments -------------------------------------------------------------------------------
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]

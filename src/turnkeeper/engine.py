@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,9 +18,11 @@ from turnkeeper import prompt
 from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Store
 from turnkeeper.domain import (
     Basis,
+    ById,
     Ending,
     Failure,
     History,
+    IdempotencyKey,
     Kept,
     Message,
     MessageRef,
@@ -42,19 +45,22 @@ from turnkeeper.errors import (
     ProviderError,
     QueueTimeout,
     ServerStopping,
+    SessionNotFound,
     StoreUnavailable,
     TurnNotFound,
     UnknownModel,
 )
+from turnkeeper.following import SessionFollower
 from turnkeeper.making import Maker, Work
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
-from turnkeeper.reply import Reply
+from turnkeeper.reply import Reply, Taken
 
 log = logging.getLogger(__name__)
 
 _SHARES = 10  # of all replies, each of which has its checkpoints at another time
+_LOOKS = (0, 0, 0.05, 0.5)  # seconds after each look for a turn whose coroutine may be late
 _REMEMBERED = 1000  # revisions
 
 
@@ -96,6 +102,8 @@ class Engine:
         self._promoted: set[TurnRef] = set()
         self._cancelled: set[TurnRef] = set()
         self._beginning = 0
+        self._watchers: dict[str, set[SessionFollower]] = {}  # by the session they follow
+        self._strays: set[TurnRef] = set()  # that were open when last looked for, and not made
         self._ticking = False
         self._share = 0  # whose checkpoints were made last
         self.stopping = False
@@ -113,17 +121,19 @@ class Engine:
         sampling: Sampling | None = None,
         scope: str | None = None,
         kept: Kept | None = None,
-    ) -> Reply:
+        key: IdempotencyKey | None = None,
+    ) -> Taken:
         """Store a message and have it answered. Returns once the message is durable.
 
         `session` None makes a new one. `model` None keeps the session's; `sampling` holds for
         this turn only, `kept` from this turn on. With `scope` the session must be of that
-        deployment.
+        deployment. Under a `key` that has begun a turn before, it is that turn.
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, SessionBusy, ServerStopping, StoreUnavailable: nothing was
-                stored.
+            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable:
+                nothing was stored.
+            TurnNotFound: the turn of that key is gone.
         """
         message = self.check_message(text)
         weight = item_weight(message)
@@ -145,20 +155,53 @@ class Engine:
             revisions=self._revisions,
             now=self._now(),
             kept=kept,
+            key=key,
         )
         return await self._begin(owner, lambda: self._store.begin_turn(new), asked, sampling)
 
     async def answer_anew(
-        self, owner: str, session: SessionChoice, *, model: str | None = None
-    ) -> Reply:
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        model: str | None = None,
+        key: IdempotencyKey | None = None,
+    ) -> Taken:
         """Have the newest message of a session answered once more, in the old reply's place.
+
+        With a `key` as for `take_turn`.
 
         Raises:
             MessageNotFound: there is no message.
             SessionBusy: a turn of the session is queued or running.
-            UnknownModel, SessionNotFound, ContextTooLong, ServerStopping, StoreUnavailable.
+            UnknownModel, SessionNotFound, ContextTooLong, KeyReused, ServerStopping,
+            StoreUnavailable.
         """
-        return await self._begin_version(owner, session, None, None, model)
+        return await self._begin_version(self._version(owner, session, model, key))
+
+    async def retry_turn(
+        self,
+        owner: str,
+        ref: TurnRef,
+        *,
+        model: str | None = None,
+        key: IdempotencyKey | None = None,
+    ) -> Taken:
+        """Have the words of a turn that ended without a whole reply answered after all.
+
+        The new turn takes its place if it is the newest, else it comes at the end.
+
+        Raises:
+            TurnNotFound: no such turn, or someone else's.
+            NotRetryable: it is not over, was completed, or its words were answered anew.
+            And as `answer_anew`.
+        """
+        version = self._version(owner, ById(ref.session_id), model, key)
+        version = msgspec.structs.replace(version, retried=ref.number)
+        try:
+            return await self._begin_version(version)
+        except SessionNotFound:
+            raise TurnNotFound("Turn not found") from None
 
     async def edit_message(
         self,
@@ -168,7 +211,8 @@ class Engine:
         text: str,
         *,
         model: str | None = None,
-    ) -> Reply:
+        key: IdempotencyKey | None = None,
+    ) -> Taken:
         """Put other words in the place of a message, and have them answered.
 
         What followed it stays as a version.
@@ -178,33 +222,42 @@ class Engine:
             BlankMessage, MessageTooLong, InvalidRequest, and as for `answer_anew`.
         """
         words = self.check_message(text)
-        return await self._begin_version(owner, session, message, words, model)
+        version = self._version(owner, session, model, key, weight=item_weight(words))
+        version = msgspec.structs.replace(version, message=message, words=words)
+        return await self._begin_version(version)
 
-    async def _begin_version(
+    def _version(
         self,
         owner: str,
         session: SessionChoice,
-        message: MessageRef | None,
-        words: Message | None,
         model: str | None,
-    ) -> Reply:
+        key: IdempotencyKey | None,
+        *,
+        weight: int = 0,
+    ) -> NewVersion:
+        """A turn over the newest words of a session, or others of that `weight`."""
         asked = self.check_model(model)
-        weight = item_weight(words) if words else 0
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
             return self._plans.make(basis, asked).choose(weight, total_weight)
 
-        new = NewVersion(
+        return NewVersion(
             owner=owner,
             session=session,
-            message=message,
-            words=words,
+            message=None,
+            words=None,
             model=asked,
             choose=choose,
             revisions=self._revisions,
             now=self._now(),
+            key=key,
         )
-        return await self._begin(owner, lambda: self._store.begin_version(new), asked, None)
+
+    async def _begin_version(self, new: NewVersion) -> Taken:
+        def begin() -> Awaitable[BegunTurn | TurnRef]:
+            return self._store.begin_version(new)
+
+        return await self._begin(new.owner, begin, new.model, None)
 
     async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
         """One reply to a deployment's prompt alone, of which nothing is kept.
@@ -241,14 +294,52 @@ class Engine:
         Raises:
             TurnNotFound: no such turn, or someone else's.
         """
-        for _ in range(2):  # it may end, or begin, between a look here and one in the store
+        for look, pause in enumerate(_LOOKS):
             life = self._lives.get(ref)
             if life is not None and life.reply.owner == owner:
                 return life.reply
             stored = await self._store.get_turn(owner, ref)
-            if stored.turn.status.terminal:
+            # It may end, or begin, between a look here and one in the store.
+            if stored.turn.status.terminal or (look and not self._beginning):
                 break
+            await asyncio.sleep(pause)
         return Reply.stored(owner, _as_ended(stored.turn), stored.text)
+
+    async def follow_session(
+        self, owner: str, session: SessionChoice, after: tuple[int, int | None] | None
+    ) -> SessionFollower:
+        """Every turn of a session in order, whoever begins it, until the follower is closed.
+
+        `after` is a turn's number and how many characters of its reply are known, None for all of
+        it; without it, it begins with the turn that runs, or else the next one.
+
+        Raises:
+            SessionNotFound: no such session, or someone else's.
+        """
+        found = await self._store.get_session(owner, session)
+        watchers = self._watchers.setdefault(found.id, set())
+        follower = SessionFollower(
+            found.id,
+            lambda number: self._store.next_turn(owner, found.id, number),
+            lambda ref: self.follow_turn(owner, ref),
+            partial(self._forget_watcher, found.id),
+        )
+        watchers.add(follower)
+        if after is not None and after[1] is not None:
+            follower.resume(after[0], after[1])
+        elif after is not None:
+            follower.start_behind(after[0])
+        elif found.running is not None:
+            follower.start_behind(found.running - 1)
+        else:
+            follower.start_behind((await self._store.next_turn(owner, found.id, 0)).newest)
+        return follower
+
+    def _forget_watcher(self, session_id: str, follower: SessionFollower) -> None:
+        watchers = self._watchers.get(session_id, set())
+        watchers.discard(follower)
+        if not watchers:
+            self._watchers.pop(session_id, None)
 
     async def cancel_turn(self, owner: str, ref: TurnRef) -> Turn:
         """Stop a turn; what was said so far is kept. Changes nothing in one that has ended.
@@ -287,6 +378,25 @@ class Engine:
             for ref in tuple(self._lives):
                 self._stop(ref, TurnStatus.INTERRUPTED)
             await asyncio.wait(self._tasks, timeout=0.1)
+        for watchers in self._watchers.values():
+            for follower in watchers:
+                follower.end()
+
+    async def settle_strays(self) -> int:
+        """End turns that are open in the store, and that nobody here makes; how many they were.
+
+        There are some when a database took a turn's beginning and its answer was lost. Only what
+        was a stray the last time too is ended: it may have been on its way.
+        """
+        open_turns = await self._store.list_open()
+        strays = {ref for ref in open_turns if ref not in self._lives}
+        settled = strays & self._strays
+        self._strays = strays - settled
+        for ref in settled:
+            ended = await self._store.settle(ref, self._now())
+            if ended.promoted is not None:
+                self._give_place(ended.promoted.ref)
+        return len(settled)
 
     # --- What is asked of a message ------------------------------------------------------------
 
@@ -330,23 +440,26 @@ class Engine:
     async def _begin(
         self,
         owner: str,
-        begin: Callable[[], Awaitable[BegunTurn]],
+        begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
         model: str | None,
         sampling: Sampling | None,
-    ) -> Reply:
-        """Start the life of a turn; returns once it is stored."""
+    ) -> Taken:
+        """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        begun: asyncio.Future[Reply] = self._loop.create_future()
+        begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
         self._spawn(self._live(owner, begin, model, sampling, begun))
-        return await begun
+        found = await begun
+        if isinstance(found, TurnRef):
+            return Taken(await self.follow_turn(owner, found), repeated=True)
+        return Taken(found)
 
     async def _live(
         self,
         owner: str,
-        begin: Callable[[], Awaitable[BegunTurn]],
+        begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
         model: str | None,
         sampling: Sampling | None,
-        begun: asyncio.Future[Reply],
+        begun: asyncio.Future[Reply | TurnRef],
     ) -> None:
         self._beginning += 1
         try:
@@ -357,6 +470,10 @@ class Engine:
             return
         finally:
             self._beginning -= 1
+        if isinstance(stored, TurnRef):
+            if not begun.done():
+                begun.set_result(stored)
+            return
         ref, basis = stored.turn.ref, stored.basis
         self._remember(basis.revision)
         plan = self._plans.make(basis, model, sampling)
@@ -366,6 +483,8 @@ class Engine:
         life = self._lives[ref] = _Life(reply, plan, share=len(self._lives) % _SHARES)
         for number in stored.ahead:
             self._stop_open(TurnRef(ref.session_id, number))
+        for follower in self._watchers.get(ref.session_id, ()):
+            follower.nudge()
         self._keep_ticking()
         if not begun.done():
             begun.set_result(reply)

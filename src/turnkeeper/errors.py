@@ -33,6 +33,8 @@ logged whole, answered with little.
     │   ├── KeyNotFound
     │   ├── PreconditionFailed  the session or document is not any more as the caller knows it
     │   ├── SessionBusy         a turn of the session is queued or running
+    │   ├── NotRetryable        the turn is not over, went well, or was tried again already
+    │   ├── KeyReused           the idempotency key belongs to another request
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
     ├── ProviderError       the model could not be reached or did not answer properly
@@ -194,6 +196,14 @@ class SessionBusy(Refused):
         self.turn_id = turn_id
 
 
+class NotRetryable(Refused):
+    code = "not_retryable"
+
+
+class KeyReused(Refused):
+    code = "idempotency_key_reused"
+
+
 class QueueFull(Refused):
     code = "queue_full"
     retry_after = 1.0
@@ -240,7 +250,12 @@ class ProviderError(TurnkeeperError):
 
 
 class TurnEnded(TurnkeeperError):
-    """The turn a caller waited for ended without a whole reply; what came of it is stored."""
+    """The turn a caller waited for ended without a whole reply; what came of it is stored.
+
+    `repeated` is true where an earlier request had begun it.
+    """
+
+    repeated = False
 
     def __init__(
         self, turn_id: str, session_id: str, code: str, sentence: str, retry_after: float | None

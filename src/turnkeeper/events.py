@@ -6,7 +6,7 @@ Two small languages. A provider speaks `ProviderEvent`s to the engine; a reply s
 
 import msgspec
 
-from turnkeeper.domain import Turn, Usage
+from turnkeeper.domain import Turn, TurnRef, Usage
 
 # --- From a provider ---------------------------------------------------------------------------
 
@@ -55,3 +55,10 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 ReplyEvent = Started | Grew | Ended
+
+
+class TurnEvent(msgspec.Struct, frozen=True):
+    """What happens in one of the turns of a session that is followed as a whole."""
+
+    turn: TurnRef
+    event: ReplyEvent

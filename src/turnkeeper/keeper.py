@@ -1,4 +1,4 @@
-"""What runs by the clock: sessions that nobody uses any more are deleted.
+"""What runs by the clock: what nobody uses, or makes, any more comes to its end.
 
 The keeper walks round all sessions, some at a time, so that what it does costs the same each
 second however many there are, and no turn waits for it.
@@ -6,23 +6,28 @@ second however many there are, and no turn waits for it.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from turnkeeper.contracts import Store
 from turnkeeper.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-STEP = 500  # sessions looked at together
+STEP = 500  # sessions or keys looked at together
 STEP_SECONDS = 0.5  # between two steps
 ROUND_SECONDS = 5.0  # between two rounds
+KEY_MILLISECONDS = 24 * 60 * 60 * 1000  # that an idempotency key is kept
 
 
 class Keeper:
-    """Deletes sessions after their deployment's idle time-out."""
+    """Deletes sessions after their deployment's idle time-out, settles strays, forgets keys."""
 
-    def __init__(self, store: Store, *, now: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, settle_strays: Callable[[], Awaitable[int]], *, now: Callable[[], int]
+    ) -> None:
+        """`settle_strays` ends turns that nobody makes, and says how many they were."""
         self._store = store
+        self._settle_strays = settle_strays
         self._now = now
 
     async def run(self) -> None:
@@ -31,11 +36,22 @@ class Keeper:
         while True:
             await asyncio.sleep(STEP_SECONDS if after else ROUND_SECONDS)
             try:
+                if not after:
+                    await self.begin_round()
                 after = await self.step(after)
             except StoreUnavailable:
-                log.warning("Expired sessions were not looked for: the database is not available")
+                log.warning("Nothing was tidied up: the database is not available")
             except Exception:
-                log.exception("Expired sessions were not looked for through a fault of our own")
+                log.exception("Nothing was tidied up through a fault of our own")
+
+    async def begin_round(self) -> None:
+        """What is done once a round."""
+        settled = await self._settle_strays()
+        if settled:
+            log.warning("%d turns that nobody made were settled as interrupted", settled)
+        dropped = STEP
+        while dropped == STEP:
+            dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP)
 
     async def step(self, after: str) -> str:
         """Look at the next sessions and delete those that have expired; where to go on."""

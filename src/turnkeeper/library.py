@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import ChangedSection, DocumentStore, NewSection, OpenedChat
+from turnkeeper.contracts import ChangedSection, DocumentStore, Made, NewSection, OpenedChat
 from turnkeeper.domain import (
     Document,
+    IdempotencyKey,
     Section,
     SectionChange,
     SectionDraft,
@@ -56,12 +57,19 @@ class Library:
         return await self._store.list_documents(owner)
 
     async def create(
-        self, owner: str, title: str, sections: Sequence[SectionDraft]
-    ) -> tuple[Document, Sequence[Section]]:
-        """A new document with these sections.
+        self,
+        owner: str,
+        title: str,
+        sections: Sequence[SectionDraft],
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Made[tuple[Document, Sequence[Section]]]:
+        """A new document with these sections; what was made under the key before, as it is now.
 
         Raises:
             InvalidRequest: a title or a text that cannot be kept, or too many sections.
+            KeyReused
+            DocumentNotFound: what was made under the key before is gone.
         """
         if len(sections) > SECTIONS_LIMIT:
             raise InvalidRequest(f"A document can be made with {SECTIONS_LIMIT} sections at most")
@@ -69,8 +77,17 @@ class Library:
             _check_draft(draft, f"sections[{number}].")
         new = [NewSection(self._new_section_id(), draft) for draft in sections]
         id_, now = self._new_document_id(), self._now()
-        document = await self._store.create_document(owner, id_, _check_title(title), new, now)
-        return document, [_as_made(section, document) for section in new]
+        document = await self._store.create_document(
+            owner, id_, _check_title(title), new, now, key=key
+        )
+        if document.id != id_:
+            return Made(await self._read_whole(document), repeated=True)
+        return Made((document, [_as_made(section, document) for section in new]), repeated=False)
+
+    async def _read_whole(self, document: Document) -> tuple[Document, Sequence[Section]]:
+        document, pages = await self.outline(document.owner, document.id)
+        read = [await self.get_sections(document, page) for page in pages]
+        return document, [section for page in read for section in page]
 
     async def get(self, owner: str, document_id: str) -> Document:
         """Raises DocumentNotFound."""
@@ -133,17 +150,25 @@ class Library:
     # --- Sections ------------------------------------------------------------------------------
 
     async def add_section(
-        self, owner: str, document_id: str, draft: SectionDraft, position: int | None
-    ) -> Section:
+        self,
+        owner: str,
+        document_id: str,
+        draft: SectionDraft,
+        position: int | None,
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Made[Section]:
         """A new section at a position, counted from 0; at the end if None or beyond it.
 
         Raises:
-            DocumentNotFound
+            DocumentNotFound, KeyReused
+            SectionNotFound: what was made under the key before is gone.
             InvalidRequest: a title or text that cannot be kept.
         """
         _check_document_id(document_id)
         new = NewSection(self._new_section_id(), _check_draft(draft), position)
-        return await self._store.create_section(owner, document_id, new, self._now())
+        section = await self._store.create_section(owner, document_id, new, self._now(), key=key)
+        return Made(section, repeated=section.id != new.id)
 
     async def get_section(self, owner: str, document_id: str, section_id: str) -> Section:
         """Raises DocumentNotFound, SectionNotFound."""

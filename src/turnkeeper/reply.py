@@ -137,6 +137,16 @@ class Reply:
         return newest[0] if len(newest) == 1 else "".join(reversed(newest))
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """The turn that a request has begun, by its reply.
+
+    `repeated` says that an earlier request under the same idempotency key had begun it.
+    """
+
+    reply: Reply
+    repeated: bool = False
+
+
 class Follower:
     """Someone's place in a reply. Used by one task; closed by whoever opened it."""
 

@@ -11,10 +11,11 @@ import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.blueprint import find_deployment
-from turnkeeper.contracts import MessagePage, NewSession, SessionPage, Store
+from turnkeeper.contracts import Made, MessagePage, NewSession, SessionPage, Store
 from turnkeeper.domain import (
     Basis,
     ChatConfig,
+    IdempotencyKey,
     Kept,
     Message,
     MessageRef,
@@ -77,16 +78,21 @@ class Sessions:
         self._now = now
         self._new_id = new_id
 
-    async def create(self, owner: str, request: SessionRequest) -> Session:
+    async def create(
+        self, owner: str, request: SessionRequest, *, key: IdempotencyKey | None = None
+    ) -> Made[Session]:
         """A new session, of the newest revision of its deployment.
 
         Raises:
-            DeploymentNotFound, UnknownModel
+            DeploymentNotFound, UnknownModel, KeyReused
+            SessionNotFound: what was made under the key before is gone.
             InvalidRequest: a title, variable, message or metadata that cannot be kept.
             ContextTooLong: the prompt alone, with these variables, is larger than the model's
                 window.
         """
-        return await self._store.create_session(self.draft(owner, request))
+        new = msgspec.structs.replace(self.draft(owner, request), key=key)
+        session = await self._store.create_session(new)
+        return Made(session, repeated=session.id != new.id)
 
     def draft(
         self, owner: str, request: SessionRequest, *, section: str | None = None
@@ -186,13 +192,22 @@ class Sessions:
             owner, session, change, self._now(), if_stamp=if_stamp
         )
 
-    async def fork(self, owner: str, session: SessionChoice, at: MessageRef | None) -> Session:
+    async def fork(
+        self,
+        owner: str,
+        session: SessionChoice,
+        at: MessageRef | None,
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Made[Session]:
         """A session of its own that holds what this one does, up to message `at`.
 
         Raises:
-            SessionNotFound, MessageNotFound
+            SessionNotFound, MessageNotFound, KeyReused
         """
-        return await self._store.fork_session(owner, session, at, self._new_id(), self._now())
+        id_ = self._new_id()
+        fork = await self._store.fork_session(owner, session, at, id_, self._now(), key=key)
+        return Made(fork, repeated=fork.id != id_)
 
     async def clear(self, owner: str, session: SessionChoice) -> None:
         """Forget everything said in a session; turns in it stop. Nothing if there is none."""

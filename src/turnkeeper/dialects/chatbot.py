@@ -21,7 +21,7 @@ from turnkeeper.dialects.exchange import (
     decode_object,
     encode_json,
     error_answer,
-    turn_headers,
+    turn_answer,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
 from turnkeeper.domain import choose_session
@@ -60,14 +60,12 @@ async def chat(parts: Parts, call: Call) -> Outcome:
         parts.engine.check_message(text)  # seed 001: a wrong message is told first
         parts.engine.check_model(model)
         raise
-    reply = await parts.engine.take_turn(call.caller, session, text, model=model)
-    turn = reply.turn
-    session_id = request.session_id or turn.ref.session_id
+    taken = await parts.engine.take_turn(call.caller, session, text, model=model, key=call.key())
+    session_id = request.session_id or taken.reply.turn.ref.session_id
     if call.wants_stream(request.stream):
-        return turn_stream(reply, None, session_id)
-    text = await completed(call, reply)
-    answer = ChatAnswer(reply.turn.model, text, session_id)
-    return Answer(200, encode_json(answer), turn_headers(turn.ref.id, turn.ref.session_id))
+        return turn_stream(call, taken, session_id)
+    text = await completed(call, taken)
+    return turn_answer(taken, ChatAnswer(taken.reply.turn.model, text, session_id))
 
 
 async def clear(parts: Parts, call: Call) -> Answer:

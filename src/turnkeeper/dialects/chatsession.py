@@ -22,12 +22,11 @@ from turnkeeper.dialects.exchange import (
     error_answer,
     is_empty,
     plain_text,
-    turn_headers,
+    turn_answer,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
 from turnkeeper.domain import check_text, find_session
 from turnkeeper.errors import InvalidRequest, SessionNotFound, TurnkeeperError
-from turnkeeper.reply import Reply
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -52,21 +51,21 @@ _send_request = msgspec.json.Decoder(SendRequest)
 
 async def create(parts: Parts, call: Call) -> Outcome:
     opening = decode_opening(call.body)
-    reply = await parts.engine.take_turn(call.caller, None, opening.text)
-    session_id = reply.turn.ref.session_id
+    taken = await parts.engine.take_turn(call.caller, None, opening.text, key=call.key())
+    session_id = taken.reply.turn.ref.session_id
     if call.wants_stream(opening.stream):
-        return turn_stream(reply, None, session_id, "msg_text")
-    text = await completed(call, reply)
-    return _said(reply, {"session_id": session_id, "msg_text": text})
+        return turn_stream(call, taken, session_id, "msg_text")
+    text = await completed(call, taken)
+    return turn_answer(taken, {"session_id": session_id, "msg_text": text})
 
 
 async def send(parts: Parts, call: Call) -> Outcome:
     request = _decode_send(call.body)
     session = find_session(request.session_id)
-    reply = await parts.engine.take_turn(call.caller, session, request.msg_text)
+    taken = await parts.engine.take_turn(call.caller, session, request.msg_text, key=call.key())
     if call.wants_stream(request.stream):
-        return turn_stream(reply, None, request.session_id, "msg_text")
-    return _said(reply, {"msg_text": await completed(call, reply)})
+        return turn_stream(call, taken, request.session_id, "msg_text")
+    return turn_answer(taken, {"msg_text": await completed(call, taken)})
 
 
 async def end(parts: Parts, call: Call) -> Answer:
@@ -79,11 +78,6 @@ async def end(parts: Parts, call: Call) -> Answer:
         # seed 000: "status (string): Status of the termination request"
         return Answer(404, encode_json({"status": "failed"}))
     return Answer(204, b"")
-
-
-def _said(reply: Reply, body: dict[str, str]) -> Answer:
-    turn = reply.turn.ref
-    return Answer(200, encode_json(body), turn_headers(turn.id, turn.session_id))
 
 
 # --- Reading -----------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ from turnkeeper.dialects.exchange import (
     decode_object,
     encode_json,
     error_answer,
+    made_headers,
     plain_text,
-    turn_headers,
+    turn_answer,
     while_wanted,
 )
 from turnkeeper.dialects.turn_stream import turn_stream
@@ -80,27 +81,26 @@ _invoke_request = msgspec.json.Decoder(InvokeRequest)
 
 async def create_session(parts: Parts, call: Call) -> Answer:
     wanted = SessionRequest(deployment=_name(parts, call), variables=decode_variables(call.body))
-    session = await parts.sessions.create(call.caller, wanted)
-    return Answer(200, encode_json({"chat_session_id": session.id}))
+    made = await parts.sessions.create(call.caller, wanted, key=call.key())
+    return Answer(200, encode_json({"chat_session_id": made.thing.id}), made_headers(made))
 
 
 async def invoke(parts: Parts, call: Call) -> Outcome:
     request = _decode_invoke(call.body)
     session_id = _required(request.chat_session_id, "chat_session_id")
     text = _required(request.user_message, "user_message")
-    reply = await parts.engine.take_turn(
+    taken = await parts.engine.take_turn(
         call.caller,
         find_session(session_id),
         text,
         model=request.model or None,
         sampling=_sampling(request),
         scope=_name(parts, call),
+        key=call.key(),
     )
     if call.wants_stream(request.stream):
-        return turn_stream(reply, None, session_id, "message")
-    turn = reply.turn.ref
-    message = await completed(call, reply)
-    return Answer(200, encode_json({"message": message}), turn_headers(turn.id, turn.session_id))
+        return turn_stream(call, taken, session_id, "message")
+    return turn_answer(taken, {"message": await completed(call, taken)})
 
 
 async def get_session(parts: Parts, call: Call) -> LongAnswer:
@@ -140,6 +140,8 @@ async def delete_session(parts: Parts, call: Call) -> Answer:
 
 
 async def generate(parts: Parts, call: Call) -> Answer:
+    if call.key() is not None:
+        raise InvalidRequest("Nothing is kept of what is generated, so it takes no Idempotency-Key")
     variables = decode_variables(call.body)
     making = parts.engine.generate(call.caller, _name(parts, call), variables)
     text = await while_wanted(call, making)  # nothing is kept: who leaves wants it no longer

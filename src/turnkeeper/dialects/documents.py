@@ -27,7 +27,8 @@ from turnkeeper.dialects.exchange import (
     decode_optional,
     encode_json,
     error_answer,
-    turn_headers,
+    made_headers,
+    turn_answer,
 )
 from turnkeeper.dialects.session_view import (
     encode_conversation,
@@ -144,29 +145,29 @@ async def send_message(parts: Parts, call: Call) -> Outcome:
     request = decode_optional(_message_request, call.body)
     kept, acting = check_kept(request.config, request.context_documents)
     try:
-        reply = await parts.engine.take_turn(
+        taken = await parts.engine.take_turn(
             call.caller,
             choice,
             request.message or "",
             model=request.model or acting.model,
             kept=kept,
+            key=call.key(),
         )
     except BlankMessage:
         await parts.sessions.get(call.caller, choice)  # seed 003: the session is looked for first
         raise
     if call.wants_stream(request.stream):
-        return turn_stream(reply, None, call.path["id"])
-    text = await completed(call, reply)
-    page = await read_said(parts, call, reply, limit=2)
-    ref = reply.turn.ref
+        return turn_stream(call, taken, call.path["id"])
+    text = await completed(call, taken)
+    page = await read_said(parts, call, taken.reply, limit=2)
     body = {
         "response": text,
         "references": [],
-        "message": encode_message(ref.session_id, page.messages[-1]),
+        "message": encode_message(page.session.id, page.messages[-1]),
         # only this turn's two messages, so that the answer does not grow with the session
         "chat_session": encode_conversation(page, older(page)),
     }
-    return Answer(200, encode_json(body), turn_headers(ref.id, ref.session_id))
+    return turn_answer(taken, body)
 
 
 async def clear_session(parts: Parts, call: Call) -> Answer:
@@ -186,13 +187,14 @@ async def list_documents(parts: Parts, call: Call) -> Answer:
 
 async def create_document(parts: Parts, call: Call) -> Answer:
     request = decode_object(_document_request, call.body)
-    document, sections = await parts.library.create(
-        call.caller, request.title or "", request.sections
+    made = await parts.library.create(
+        call.caller, request.title or "", request.sections, key=call.key()
     )
+    document, sections = made.thing
     shown = {**encode_document(document), "sections": [encode_section(s) for s in sections]}
     body = {"document": shown, "message": "Document created successfully"}
     headers = (_tag(document.stamp), (b"location", f"/api/documents/{document.id}".encode()))
-    return Answer(201, encode_json(body), headers)
+    return Answer(201, encode_json(body), (*headers, *made_headers(made)))
 
 
 async def get_document(parts: Parts, call: Call) -> Outcome:
@@ -243,13 +245,14 @@ async def delete_document(parts: Parts, call: Call) -> Answer:
 async def create_section(parts: Parts, call: Call) -> Answer:
     wanted = decode_optional(_section_request, call.body)
     draft = SectionDraft(wanted.type, wanted.level, wanted.title, wanted.content)
-    section = await parts.library.add_section(
-        call.caller, call.path["doc_id"], draft, wanted.position
+    made = await parts.library.add_section(
+        call.caller, call.path["doc_id"], draft, wanted.position, key=call.key()
     )
+    section = made.thing
     where = f"/api/documents/{section.document_id}/sections/{section.id}"
     body = {"section": encode_section(section), "message": "Section created successfully"}
     headers = (_section_tag(section), (b"location", where.encode()))
-    return Answer(201, encode_json(body), headers)
+    return Answer(201, encode_json(body), (*headers, *made_headers(made)))
 
 
 async def get_section(parts: Parts, call: Call) -> Answer:

@@ -6,13 +6,17 @@ and status of an error wherever a dialect's own contract does not say otherwise.
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from turnkeeper.accounts import Accounts
+from turnkeeper.contracts import Made
 from turnkeeper.deployments import Deployments
+from turnkeeper.domain import IdempotencyKey
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
@@ -21,13 +25,15 @@ from turnkeeper.errors import (
     TurnkeeperError,
     Unauthenticated,
 )
-from turnkeeper.events import ReplyEvent
 from turnkeeper.library import Library
-from turnkeeper.reply import Reply
+from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
+
+
+Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -44,6 +50,7 @@ class Call(msgspec.Struct, frozen=True):
     """A request: who asks, and with what. Header names are lower-case.
 
     Attributes:
+        line: its method and path, as they were sent.
         path: the values of the variables in its route's path.
         base: the address that clients reach the server by, as `http://localhost:5000`.
         disconnected: returns once the client has gone away.
@@ -51,6 +58,7 @@ class Call(msgspec.Struct, frozen=True):
     """
 
     caller: str
+    line: str
     body: bytes
     path: Mapping[str, str]
     query: Mapping[str, str]
@@ -67,13 +75,48 @@ class Call(msgspec.Struct, frozen=True):
         """Whether the reply is to be sent while it is made; `asked` is what the body says."""
         return asked or "text/event-stream" in self.header(b"accept")
 
+    def key(self) -> IdempotencyKey | None:
+        """The caller's own name for this request; None if it was given none.
+
+        Raises:
+            InvalidRequest: it can be no name.
+        """
+        given = self.headers.get(b"idempotency-key")
+        if given is None:
+            return None
+        if not _KEY.fullmatch(given):
+            raise InvalidRequest(
+                f"Idempotency-Key must be 1 to {_KEY_LENGTH} visible characters of ASCII"
+            )
+        return IdempotencyKey(self.caller, given.decode(), tell_apart(self.line, self.body))
+
+
+_KEY_LENGTH = 255
+_KEY = re.compile(rb"[ -~]{1,%d}" % _KEY_LENGTH)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# Whether the reply is streamed makes no difference to what is asked.
+_HOW_IT_IS_SENT = ("stream", "stream_options")
+
+
+def tell_apart(line: str, body: bytes) -> str:
+    """What is the same for two requests if they ask for the same."""
+    digest = blake2b(line.encode(), digest_size=16)
+    try:
+        fields = _fields.decode(body)
+    except (ValueError, RecursionError):  # no object: all of it counts
+        digest.update(b"\n" + body)
+        return digest.hexdigest()
+    for name in sorted(fields.keys() - _HOW_IT_IS_SENT):
+        digest.update(b"\n%b:%b" % (name.encode("utf-8", "surrogatepass"), bytes(fields[name])))
+    return digest.hexdigest()
+
 
 class Answer(msgspec.Struct, frozen=True):
     """A whole response."""
 
     status: int
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Headers = ()
     content_type: bytes = b"application/json"
 
 
@@ -84,15 +127,30 @@ class LongAnswer(msgspec.Struct, frozen=True):
     """
 
     pieces: AsyncGenerator[bytes, None]
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Headers = ()
+
+
+class Following(Protocol):
+    """Someone's place in what goes on, as `reply.Follower`."""
+
+    finished: bool
+
+    async def next(self) -> Sequence[Any]: ...
+
+    def nudge(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class EventStream(msgspec.Struct, frozen=True):
-    """A response that follows a reply: server-sent events, each made by `encode`."""
+    """A response that follows what goes on: server-sent events, each made by `encode`.
 
-    reply: Reply
-    after: int | None
-    encode: Callable[[ReplyEvent], bytes]
+    `follow` opens the place that is followed from; whoever calls it closes that.
+    """
+
+    follow: Callable[[], Following]
+    encode: Callable[[Any], bytes]
+    headers: Headers
 
 
 Outcome = Answer | LongAnswer | EventStream
@@ -198,7 +256,7 @@ def plain_text(value: msgspec.Raw) -> str:
     return msgspec.json.format(written, indent=-1).decode()
 
 
-async def completed(call: Call, reply: Reply) -> str:
+async def completed(call: Call, taken: Taken) -> str:
     """The whole text of a reply, once the turn is completed and stored.
 
     Where the reply is made only as long as it is wanted, a client that goes away waits no longer.
@@ -207,9 +265,30 @@ async def completed(call: Call, reply: Reply) -> str:
         TurnEnded: the turn failed, was cancelled or interrupted.
         InvalidRequest: the client went away.
     """
-    if reply.on_abandoned is None:
-        return await reply.completed()
-    return await while_wanted(call, reply.completed())
+    reply = taken.reply
+    try:
+        if reply.on_abandoned is None:
+            return await reply.completed()
+        return await while_wanted(call, reply.completed())
+    except TurnEnded as ended:
+        ended.repeated = taken.repeated
+        raise
+
+
+def turn_answer(taken: Taken, body: Any) -> Answer:
+    """`body` with the headers of the turn it tells of."""
+    return Answer(200, encode_json(body), headers_of(taken))
+
+
+def headers_of(taken: Taken) -> Headers:
+    turn = taken.reply.turn.ref
+    headers = turn_headers(turn.id, turn.session_id)
+    return (*headers, REPEATED) if taken.repeated else headers
+
+
+def made_headers(made: Made[Any]) -> Headers:
+    """What tells a client that an earlier request of its own had made a thing."""
+    return (REPEATED,) if made.repeated else ()
 
 
 async def while_wanted(call: Call, work: Coroutine[Any, Any, T]) -> T:
@@ -256,6 +335,7 @@ STATUSES: dict[str, int] = {
     "section_not_found": 404,
     "method_not_allowed": 405,
     "turn_cancelled": 409,
+    "not_retryable": 409,
     "session_busy": 409,
     "deployment_exists": 409,
     "user_exists": 409,
@@ -263,6 +343,7 @@ STATUSES: dict[str, int] = {
     "precondition_failed": 412,
     "body_too_large": 413,
     "message_too_long": 413,
+    "idempotency_key_reused": 422,
     "queue_full": 429,
     "too_many_attempts": 429,
     "provider_rate_limited": 429,
@@ -300,8 +381,12 @@ def error_answer(error: TurnkeeperError, body: Any) -> Answer:
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, TurnEnded):
         headers += turn_headers(error.turn_id, error.session_id)
+        headers += (REPEATED,) if error.repeated else ()
     return Answer(STATUSES[error.code], encode_json(body), tuple(headers))
 
 
-def turn_headers(turn_id: str, session_id: str) -> tuple[tuple[bytes, bytes], ...]:
+REPEATED = (b"idempotent-replayed", b"true")
+
+
+def turn_headers(turn_id: str, session_id: str) -> Headers:
     return ((b"turn-id", turn_id.encode()), (b"session-id", session_id.encode()))

@@ -8,9 +8,19 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from turnkeeper.contracts import MessagePage
-from turnkeeper.dialects.exchange import Answer, Call, Parts, encode_json
-from turnkeeper.dialects.turn_stream import encode_time
+from turnkeeper.contracts import Made, MessagePage
+from turnkeeper.dialects.exchange import (
+    Answer,
+    Call,
+    Headers,
+    Outcome,
+    Parts,
+    completed,
+    encode_json,
+    made_headers,
+    turn_answer,
+)
+from turnkeeper.dialects.turn_stream import encode_time, encode_turn, turn_stream
 from turnkeeper.domain import (
     ById,
     ListedItem,
@@ -21,7 +31,7 @@ from turnkeeper.domain import (
     parse_message_id,
 )
 from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound, TurnEnded
-from turnkeeper.reply import Reply
+from turnkeeper.reply import Reply, Taken
 
 # --- What a session looks like -----------------------------------------------------------------
 
@@ -124,6 +134,20 @@ def _is_reply(item: ListedItem, number: int) -> bool:
     return item.turn == number and isinstance(item.item, Message) and item.item.role == "assistant"
 
 
+async def answer_with(parts: Parts, call: Call, taken: Taken, stream: bool) -> Outcome:
+    """A reply that takes the place of another, as a stream or once it is whole."""
+    ref = taken.reply.turn.ref
+    if call.wants_stream(stream):
+        return turn_stream(call, taken, call.path.get("id", ref.session_id))
+    await completed(call, taken)
+    page = await read_said(parts, call, taken.reply, limit=1)
+    body = {
+        "message": encode_message(ref.session_id, page.messages[-1]),
+        "turn": encode_turn(taken.reply.turn),
+    }
+    return turn_answer(taken, body)
+
+
 # --- What names a message ----------------------------------------------------------------------
 
 
@@ -144,12 +168,17 @@ def find_message(text: str) -> MessageRef:
 _TAG = re.compile(r'(W/)?"([^"]*)"')
 
 
-def tagged_answer(status: int, session: Session, view: Any, *, made: bool = False) -> Answer:
-    """`{"chat_session": view}` with the session's tag; with `made`, and where to find it."""
-    headers = [(b"etag", tag_of(session))]
-    if made:
-        headers.append((b"location", f"/api/chat-sessions/{session.id}".encode()))
-    return Answer(status, encode_json({"chat_session": view}), tuple(headers))
+def tagged_answer(status: int, session: Session, view: Any, more: Headers = ()) -> Answer:
+    """`{"chat_session": view}` with the session's tag, and `more` headers."""
+    headers = ((b"etag", tag_of(session)), *more)
+    return Answer(status, encode_json({"chat_session": view}), headers)
+
+
+def made_answer(made: Made[Session]) -> Answer:
+    """A session that was made, and where to find it."""
+    session = made.thing
+    where = (b"location", f"/api/chat-sessions/{session.id}".encode())
+    return tagged_answer(201, session, encode_session(session), (where, *made_headers(made)))
 
 
 def tag_of(session: Session) -> bytes:

@@ -10,25 +10,36 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
-from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome, encode_json
+from turnkeeper.dialects.exchange import (
+    Answer,
+    Call,
+    EventStream,
+    Outcome,
+    encode_json,
+    headers_of,
+)
 from turnkeeper.domain import Failure, Turn
 from turnkeeper.errors import InvalidRequest, ProviderError
-from turnkeeper.events import Ended, Grew, ReplyEvent, Started
-from turnkeeper.reply import Reply
+from turnkeeper.events import Ended, Grew, ReplyEvent, Started, TurnEvent
+from turnkeeper.following import SessionFollower
+from turnkeeper.reply import Reply, Taken
 from turnkeeper.sse import encode_event
 
+Encode = Callable[[ReplyEvent], bytes]
+
 _EVENT_ID = re.compile(r"([0-9]{1,15})(/end)?")
+_SESSION_EVENT_ID = re.compile(r"([0-9]{1,9}):([0-9]{1,15})(/end)?")
 
 
-def turn_stream(
-    reply: Reply, after: int | None, session_id: str, reply_key: str | None = None
-) -> EventStream:
+def turn_stream(call: Call, taken: Taken, session_id: str, reply_key: str | None = None) -> Outcome:
     """The reply as server-sent events.
 
     `session_id` is the name the client has for the session; `reply_key` is what its dialect calls
-    the reply, if not `response`: the last event has it under both.
+    the reply, if not `response`: the last event has it under both. Where an earlier request had
+    begun the turn, the stream goes on from `Last-Event-ID`.
     """
-    return EventStream(reply, after, encode_for(session_id, reply_key))
+    encode = encode_for(session_id, reply_key)
+    return _stream_from(taken, encode, _last_known(call) if taken.repeated else "")
 
 
 def resumed_stream(reply: Reply, call: Call) -> Outcome:
@@ -37,33 +48,69 @@ def resumed_stream(reply: Reply, call: Call) -> Outcome:
     Raises:
         InvalidRequest: the id is not one of ours.
     """
-    session_id = reply.turn.ref.session_id
-    after = call.header(b"last-event-id") or call.query.get("after", "")
-    if not after:
-        return turn_stream(reply, None, session_id)
-    match = _EVENT_ID.fullmatch(after)
+    encode = encode_for(reply.turn.ref.session_id)
+    return _stream_from(Taken(reply), encode, _last_known(call))
+
+
+def _last_known(call: Call) -> str:
+    """The id of the last event that a client has; empty if it has none."""
+    return call.header(b"last-event-id") or call.query.get("after", "")
+
+
+def _stream_from(taken: Taken, encode: Encode, known: str) -> Outcome:
+    reply, after = taken.reply, None
+    if known:
+        match = _EVENT_ID.fullmatch(known)
+        if match is None:
+            raise InvalidRequest("The event id must be a number of characters")
+        if match[2] and reply.ended is not None:
+            return Answer(204, b"", headers_of(taken))  # an EventSource stops asking
+        after = int(match[1])
+    return EventStream(lambda: reply.follow(after), encode, headers_of(taken))
+
+
+def session_stream(follower: SessionFollower) -> EventStream:
+    """Every turn of a session as server-sent events, with ids that say which turn it is."""
+
+    def encode(event: TurnEvent) -> bytes:
+        turn = event.turn
+        return encode_for(turn.session_id, None, f"{turn.number}:")(event.event)
+
+    return EventStream(lambda: follower, encode, ())
+
+
+def known_place(call: Call) -> tuple[int, int | None] | None:
+    """Where a client goes on that follows a session; see `Engine.follow_session`.
+
+    Raises:
+        InvalidRequest: the id is not one of ours.
+    """
+    known = _last_known(call)
+    if not known:
+        return None
+    match = _SESSION_EVENT_ID.fullmatch(known)
     if match is None:
-        raise InvalidRequest("The event id must be a number of characters")
-    if match[2] and reply.ended is not None:
-        return Answer(204, b"")  # an EventSource stops asking
-    return turn_stream(reply, int(match[1]), session_id)
+        raise InvalidRequest("The event id must be the number of a turn, a colon, and an id")
+    return int(match[1]), None if match[3] else int(match[2])
 
 
-def encode_for(session_id: str, reply_key: str | None = None) -> Callable[[ReplyEvent], bytes]:
+def encode_for(session_id: str, reply_key: str | None = None, prefix: str = "") -> Encode:
+    """How a turn's events are written; `prefix` comes before their ids."""
+
     def encode(event: ReplyEvent) -> bytes:
         match event:
             case Grew(text=text, end=end):  # first: it is nearly always this
                 delta = b'{"text":%b}' % encode_json(text)
-                return encode_event(delta, "message.delta", str(end))
+                return encode_event(delta, "message.delta", f"{prefix}{end}")
             case Started(turn=turn):
                 started = {"turn_id": turn.ref.id, "session_id": session_id, "model": turn.model}
-                return encode_event(encode_json(started), "turn.started", "0")
+                return encode_event(encode_json(started), "turn.started", f"{prefix}0")
             case Ended(turn=turn, text=text):
                 data = _ending(event, session_id)
                 if reply_key is not None and "response" in data:
                     data[reply_key] = data["response"]
                 ending = encode_json(data)
-                return encode_event(ending, f"turn.{turn.status.value}", f"{len(text)}/end")
+                return encode_event(ending, f"turn.{turn.status.value}", f"{prefix}{len(text)}/end")
             case _:
                 assert_never(event)
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from turnkeeper.contracts import ChangedSection, NewSection, NewSession, OpenedChat
 from turnkeeper.domain import (
     Document,
+    IdempotencyKey,
     Passage,
     Section,
     SectionChange,
@@ -28,9 +29,12 @@ class SqlDocuments:
         title: str,
         sections: Sequence[NewSection],
         now: int,
+        *,
+        key: IdempotencyKey | None = None,
     ) -> Document:
         return await self._driver.write(
-            lambda: documents.create_document(owner, document_id, title, sections, now), long=True
+            lambda: documents.create_document(owner, document_id, title, sections, now, key=key),
+            long=True,
         )
 
     async def list_documents(self, owner: str) -> Sequence[Document]:
@@ -75,10 +79,16 @@ class SqlDocuments:
         )
 
     async def create_section(
-        self, owner: str, document_id: str, new: NewSection, now: int
+        self,
+        owner: str,
+        document_id: str,
+        new: NewSection,
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
     ) -> Section:
         return await self._driver.write(
-            lambda: documents.create_section(owner, document_id, new, now),
+            lambda: documents.create_section(owner, document_id, new, now, key),
             long=True,
         )
 

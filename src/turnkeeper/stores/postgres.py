@@ -17,7 +17,7 @@ import asyncpg
 from turnkeeper.contracts import Durability
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
-from turnkeeper.stores.sql.rows import Rows, Transaction
+from turnkeeper.stores.sql.rows import Contended, Rows, Transaction
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ _DURABILITY: dict[Durability, dict[str, str]] = {
     "process": {"synchronous_commit": "off"},
 }
 
-_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, Contended)
 _UNAVAILABLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,

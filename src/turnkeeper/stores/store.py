@@ -11,6 +11,7 @@ from turnkeeper.contracts import (
     NewSession,
     NewTurn,
     NewVersion,
+    NextTurn,
     SessionPage,
     Source,
     StoredReply,
@@ -19,6 +20,7 @@ from turnkeeper.domain import (
     Deployment,
     Ending,
     History,
+    IdempotencyKey,
     ListedItem,
     MessageRef,
     Revision,
@@ -31,7 +33,7 @@ from turnkeeper.domain import (
     TurnRef,
     Version,
 )
-from turnkeeper.stores.sql import deployments, sessions, turns, versions
+from turnkeeper.stores.sql import deployments, idempotency, sessions, turns, versions
 from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
@@ -60,7 +62,7 @@ class SqlStore:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    async def begin_turn(self, new: NewTurn) -> BegunTurn:
+    async def begin_turn(self, new: NewTurn) -> BegunTurn | TurnRef:
         return await self._driver.write(lambda: turns.begin_turn(new))
 
     async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> EndedTurn:
@@ -105,10 +107,17 @@ class SqlStore:
         )
 
     async def fork_session(
-        self, owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+        self,
+        owner: str,
+        session: SessionChoice,
+        at: MessageRef | None,
+        new_id: str,
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
     ) -> Session:
         return await self._driver.write(
-            lambda: sessions.fork_session(owner, session, at, new_id, now), long=True
+            lambda: sessions.fork_session(owner, session, at, new_id, now, key=key), long=True
         )
 
     async def page_messages(
@@ -124,7 +133,7 @@ class SqlStore:
             lambda: sessions.page_messages(owner, session, after, before, limit)
         )
 
-    async def begin_version(self, new: NewVersion) -> BegunTurn:
+    async def begin_version(self, new: NewVersion) -> BegunTurn | TurnRef:
         return await self._driver.write(lambda: versions.begin_version(new), long=True)
 
     async def list_versions(
@@ -164,10 +173,16 @@ class SqlStore:
         )
 
     async def publish_revision(
-        self, name: str, revision: Revision, source: Source, *, new: bool | None
+        self,
+        name: str,
+        revision: Revision,
+        source: Source,
+        *,
+        new: bool | None,
+        key: IdempotencyKey | None = None,
     ) -> Deployment:
         return await self._driver.write(
-            lambda: deployments.publish_revision(name, revision, source, new), long=True
+            lambda: deployments.publish_revision(name, revision, source, new, key), long=True
         )
 
     async def list_deployments(self) -> Sequence[Deployment]:
@@ -192,6 +207,18 @@ class SqlStore:
         return await self._driver.write(
             lambda: sessions.delete_idle(session_id, updated_at), long=True
         )
+
+    async def next_turn(self, owner: str, session_id: str, after: int) -> NextTurn:
+        return await self._driver.read(lambda: turns.next_turn(owner, session_id, after))
+
+    async def list_open(self) -> Sequence[TurnRef]:
+        return await self._driver.read(turns.list_open)
+
+    async def settle(self, ref: TurnRef, now: int) -> EndedTurn:
+        return await self._driver.write(lambda: turns.settle(ref, now))
+
+    async def drop_keys(self, before: int, limit: int) -> int:
+        return await self._driver.write(lambda: idempotency.drop_keys(before, limit), long=True)
 
     async def settle_abandoned(self, now: int) -> int:
         return await self._driver.write(lambda: turns.settle_abandoned(now), long=True)

@@ -21,7 +21,7 @@ from turnkeeper.web.streaming import (
     send_stream,
 )
 
-EXPOSED = b"ETag, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
+EXPOSED = b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
@@ -140,6 +140,7 @@ class Request:
             base = f"http://{self.host}"
         return Call(
             caller.name,
+            f"{self.method} {self.path}",
             body,
             path,
             query,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
-from turnkeeper.dialects.exchange import Answer, EventStream, LongAnswer, turn_headers
+from turnkeeper.dialects.exchange import Answer, EventStream, LongAnswer
 from turnkeeper.errors import TurnkeeperError
 from turnkeeper.sse import KEEP_ALIVE
 from turnkeeper.web.asgi import Message, Receive, Send
@@ -35,6 +35,8 @@ async def send_answer(send: Send, answer: Answer, extra: Headers, *, body: bool 
 
 async def send_head(send: Send, outcome: LongAnswer | EventStream, extra: Headers) -> None:
     """Answer a HEAD request for what is sent piece by piece: without a length, as to GET."""
+    if isinstance(outcome, EventStream):
+        outcome.follow().close()
     await send(_start_of(outcome, extra))
     await _send_piece(send, b"", more=False)
 
@@ -54,8 +56,8 @@ async def send_long(send: Send, answer: LongAnswer, extra: Headers) -> None:
 
 async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: Headers) -> None:
     """Send a reply's events until it ends or the client goes away, which stops nothing else."""
+    follower = stream.follow()
     await send(_start_of(stream, extra))
-    follower = stream.reply.follow(stream.after)
     gone = asyncio.ensure_future(disconnected(receive))
     gone.add_done_callback(lambda _: follower.nudge())
     silence = _Silence(follower.nudge)
@@ -80,8 +82,7 @@ def _start_of(outcome: LongAnswer | EventStream, extra: Headers) -> Message:
     if isinstance(outcome, LongAnswer):
         headers = [*outcome.headers, *extra, (b"content-type", b"application/json")]
     else:
-        turn = outcome.reply.turn.ref
-        headers = [*STREAM_HEADERS, *turn_headers(turn.id, turn.session_id), *extra]
+        headers = [*STREAM_HEADERS, *outcome.headers, *extra]
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 

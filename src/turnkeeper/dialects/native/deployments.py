@@ -10,10 +10,12 @@ from turnkeeper.blueprint import find_deployment, plain_blueprint, read_blueprin
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
+    Headers,
     Parts,
     Route,
     decode_object,
     encode_json,
+    made_headers,
 )
 from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.domain import Deployment, Revision, check_text
@@ -41,8 +43,8 @@ async def create_deployment(parts: Parts, call: Call) -> Answer:
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise InvalidRequest("name must be a string")
-    deployment = await parts.deployments.create(name, read_blueprint(values))
-    return _answer(parts, call, deployment, 201)
+    made = await parts.deployments.create(name, read_blueprint(values), key=call.key())
+    return _answer(parts, call, made.thing, 201, made_headers(made))
 
 
 async def get_deployment(parts: Parts, call: Call) -> Answer:
@@ -96,9 +98,11 @@ async def roll_back(parts: Parts, call: Call) -> Answer:
 # --- Writing -----------------------------------------------------------------------------------
 
 
-def _answer(parts: Parts, call: Call, deployment: Deployment, status: int = 200) -> Answer:
+def _answer(
+    parts: Parts, call: Call, deployment: Deployment, status: int = 200, headers: Headers = ()
+) -> Answer:
     shown = encode_deployment(parts, call, deployment)
-    return Answer(status, encode_json({"deployment": shown}))
+    return Answer(status, encode_json({"deployment": shown}), headers)
 
 
 def encode_deployment(parts: Parts, call: Call, deployment: Deployment) -> Mapping[str, Any]:

@@ -19,27 +19,25 @@ from turnkeeper.dialects.exchange import (
     Outcome,
     Parts,
     Route,
-    completed,
     decode_object,
     decode_optional,
     encode_json,
     plain_text,
-    turn_headers,
 )
 from turnkeeper.dialects.session_view import (
+    answer_with,
     encode_message,
     encode_messages,
     encode_session,
     encode_summary,
     find_message,
+    made_answer,
     newer,
     older,
     query_limit,
-    read_said,
     tagged_answer,
     wanted_stamps,
 )
-from turnkeeper.dialects.turn_stream import encode_turn, turn_stream
 from turnkeeper.domain import (
     MessageRef,
     SessionChange,
@@ -51,7 +49,6 @@ from turnkeeper.domain import (
     parse_message_id,
 )
 from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound, TurnkeeperError
-from turnkeeper.reply import Reply
 from turnkeeper.sessions import MESSAGE_PAGE_LIMIT, PAGE_LIMIT, Said, SessionRequest
 
 # --- Bodies: what is not known here is refused, so that a slip of the pen is not lost ----------
@@ -110,8 +107,7 @@ async def create_session(parts: Parts, call: Call) -> Answer:
         wanted.metadata,
         wanted.messages,
     )
-    session = await parts.sessions.create(call.caller, request)
-    return tagged_answer(201, session, encode_session(session), made=True)
+    return made_answer(await parts.sessions.create(call.caller, request, key=call.key()))
 
 
 async def list_sessions(parts: Parts, call: Call) -> Answer:
@@ -158,8 +154,7 @@ async def fork_session(parts: Parts, call: Call) -> Answer:
     choice = find_session(call.path["id"])
     wanted = decode_optional(_fork_request, call.body)
     at = None if wanted.at is None else find_message(wanted.at)
-    session = await parts.sessions.fork(call.caller, choice, at)
-    return tagged_answer(201, session, encode_session(session), made=True)
+    return made_answer(await parts.sessions.fork(call.caller, choice, at, key=call.key()))
 
 
 # --- Messages ----------------------------------------------------------------------------------
@@ -199,32 +194,25 @@ def _cursor(call: Call, name: Literal["after", "before"]) -> MessageRef | None:
 async def answer_anew(parts: Parts, call: Call) -> Outcome:
     choice = find_session(call.path["id"])
     wanted = decode_optional(_anew_request, call.body)
-    reply = await parts.engine.answer_anew(call.caller, choice, model=wanted.model or None)
-    return await _answer_with(parts, call, reply, wanted.stream)
+    taken = await parts.engine.answer_anew(
+        call.caller, choice, model=wanted.model or None, key=call.key()
+    )
+    return await answer_with(parts, call, taken, wanted.stream)
 
 
 async def edit_message(parts: Parts, call: Call) -> Outcome:
     choice = find_session(call.path["id"])
     message = find_message(call.path["message_id"])
     wanted = decode_optional(_edit_request, call.body)
-    reply = await parts.engine.edit_message(
-        call.caller, choice, message, wanted.message or "", model=wanted.model or None
+    taken = await parts.engine.edit_message(
+        call.caller,
+        choice,
+        message,
+        wanted.message or "",
+        model=wanted.model or None,
+        key=call.key(),
     )
-    return await _answer_with(parts, call, reply, wanted.stream)
-
-
-async def _answer_with(parts: Parts, call: Call, reply: Reply, stream: bool) -> Outcome:
-    """The new reply, as a stream or once it is whole."""
-    if call.wants_stream(stream):
-        return turn_stream(reply, None, call.path["id"])
-    await completed(call, reply)
-    page = await read_said(parts, call, reply, limit=1)
-    ref = reply.turn.ref
-    body = {
-        "message": encode_message(ref.session_id, page.messages[-1]),
-        "turn": encode_turn(reply.turn),
-    }
-    return Answer(200, encode_json(body), turn_headers(ref.id, ref.session_id))
+    return await answer_with(parts, call, taken, wanted.stream)
 
 
 # --- Versions ----------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from turnkeeper.contracts import Source
-from turnkeeper.domain import Basis, ChatConfig, Deployment, Revision
+from turnkeeper.domain import Basis, ChatConfig, Deployment, IdempotencyKey, Revision
 from turnkeeper.errors import (
     DeploymentExists,
     DeploymentNotFound,
     DeploymentReadOnly,
     RevisionNotFound,
 )
+from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.rows import (
     Row,
     Transaction,
@@ -93,6 +94,17 @@ ADOPT_SESSIONS = "UPDATE sessions SET revision = ? WHERE revision = ''"
 
 
 def publish_revision(
+    name: str,
+    revision: Revision,
+    source: Source,
+    new: bool | None,
+    key: IdempotencyKey | None = None,
+) -> Transaction[Deployment]:
+    work, now = _publish_revision(name, revision, source, new), revision.created_at
+    return (yield from once(key, work, name=lambda made: made.name, again=get_deployment, now=now))
+
+
+def _publish_revision(
     name: str, revision: Revision, source: Source, new: bool | None
 ) -> Transaction[Deployment]:
     now = revision.created_at
@@ -102,7 +114,7 @@ def publish_revision(
             raise DeploymentNotFound("Deployment not found")
         made = yield INSERT_DEPLOYMENT, (name, revision.id, source, now, now)
         if not made:  # by someone else, in this moment
-            return (yield from publish_revision(name, revision, source, new))
+            return (yield from _publish_revision(name, revision, source, new))
     elif new:
         raise DeploymentExists(f"There is a deployment {name} already")
     else:

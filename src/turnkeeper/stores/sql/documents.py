@@ -12,6 +12,7 @@ from msgspec import UNSET
 from turnkeeper.contracts import ChangedSection, NewSection, NewSession, OpenedChat
 from turnkeeper.domain import (
     Document,
+    IdempotencyKey,
     OutlineEntry,
     Passage,
     Section,
@@ -26,6 +27,7 @@ from turnkeeper.errors import (
     PreconditionFailed,
     SectionNotFound,
 )
+from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.rows import Rows, Transaction
 from turnkeeper.stores.sql.sessions import DELETE_DATA, DELETE_SAID, create_session
 
@@ -50,6 +52,22 @@ DELETE_DOCUMENT = "DELETE FROM documents WHERE id = ?"
 
 
 def create_document(
+    owner: str,
+    document_id: str,
+    title: str,
+    sections: Sequence[NewSection],
+    now: int,
+    *,
+    key: IdempotencyKey | None = None,
+) -> Transaction[Document]:
+    def again(id_: str) -> Transaction[Document]:
+        return get_document(owner, id_)
+
+    work = _create_document(owner, document_id, title, sections, now)
+    return (yield from once(key, work, name=lambda made: made.id, again=again, now=now))
+
+
+def _create_document(
     owner: str,
     document_id: str,
     title: str,
@@ -159,7 +177,19 @@ def get_sections(
     return found
 
 
-def create_section(owner: str, document_id: str, new: NewSection, now: int) -> Transaction[Section]:
+def create_section(
+    owner: str, document_id: str, new: NewSection, now: int, key: IdempotencyKey | None = None
+) -> Transaction[Section]:
+    def again(id_: str) -> Transaction[Section]:
+        return get_section(owner, document_id, id_)
+
+    work = _create_section(owner, document_id, new, now)
+    return (yield from once(key, work, name=lambda made: made.id, again=again, now=now))
+
+
+def _create_section(
+    owner: str, document_id: str, new: NewSection, now: int
+) -> Transaction[Section]:
     _, count = yield from _change_document(owner, document_id, now, added=1)
     at = count - 1 if new.position is None else min(new.position, count - 1)
     rank = yield from _make_room(document_id, at, count - 1)

@@ -30,6 +30,11 @@ Row = Sequence[Any]
 Rows = Sequence[Row]
 Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
 
+
+class Contended(Exception):
+    """Another transaction was quicker: this one must be undone and run again."""
+
+
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 

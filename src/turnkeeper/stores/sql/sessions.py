@@ -11,6 +11,7 @@ from turnkeeper.contracts import IdlePage, MessagePage, NewSession, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
+    IdempotencyKey,
     Item,
     ListedItem,
     Message,
@@ -32,6 +33,7 @@ from turnkeeper.errors import (
     SessionNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_revision
+from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.rows import (
     Row,
     Rows,
@@ -240,6 +242,19 @@ INSERT INTO session_data (session_id, variables, metadata) VALUES (?, ?, ?)
 
 
 def create_session(new: NewSession) -> Transaction[Session]:
+    return (yield from _once(new.owner, new.key, _create_session(new), new.now))
+
+
+def _once(
+    owner: str, key: IdempotencyKey | None, work: Transaction[Session], now: int
+) -> Transaction[Session]:
+    def again(id_: str) -> Transaction[Session]:
+        return get_session(owner, ById(id_))
+
+    return (yield from once(key, work, name=lambda session: session.id, again=again, now=now))
+
+
+def _create_session(new: NewSession) -> Transaction[Session]:
     rows = yield CURRENT_REVISION, (new.deployment,)
     if not rows:
         raise DeploymentNotFound("Deployment not found")
@@ -354,6 +369,18 @@ SELECT CAST(? AS TEXT), turn, position, kind, text, data, weight, created_at, in
 
 
 def fork_session(
+    owner: str,
+    session: SessionChoice,
+    at: MessageRef | None,
+    new_id: str,
+    now: int,
+    *,
+    key: IdempotencyKey | None = None,
+) -> Transaction[Session]:
+    return (yield from _once(owner, key, _fork_session(owner, session, at, new_id, now), now))
+
+
+def _fork_session(
     owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
 ) -> Transaction[Session]:
     rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))

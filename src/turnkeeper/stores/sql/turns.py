@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from turnkeeper.contracts import BegunTurn, EndedTurn, NewTurn, StoredReply
+from turnkeeper.contracts import BegunTurn, EndedTurn, NewTurn, NextTurn, StoredReply
 from turnkeeper.domain import (
     Basis,
     ByAlias,
     ById,
     Ending,
     History,
+    IdempotencyKey,
     Item,
     Kept,
     KeptItem,
@@ -18,6 +19,7 @@ from turnkeeper.domain import (
     TurnRef,
     TurnStatus,
     item_weight,
+    parse_turn_id,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -27,6 +29,7 @@ from turnkeeper.errors import (
     TurnNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_basis
+from turnkeeper.stores.sql.idempotency import find_made, keep_made
 from turnkeeper.stores.sql.rows import (
     Row,
     Transaction,
@@ -82,7 +85,22 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)
 """
 
 
-def begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
+def begin_turn(new: NewTurn) -> Transaction[BegunTurn | TurnRef]:
+    begun = yield from find_begun(new.key)
+    if begun is not None:
+        return begun
+    stored = yield from _begin_turn(new)
+    yield from keep_made(new.key, stored.turn.ref.id, new.now)
+    return stored
+
+
+def find_begun(key: IdempotencyKey | None) -> Transaction[TurnRef | None]:
+    """The turn that was begun under a key; None if none was yet."""
+    made = yield from find_made(key)
+    return None if made is None else parse_turn_id(made)
+
+
+def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     weights = [item_weight(item) for item in new.items]
     row = yield from _take_number(new, sum(weights))
     session_id, number, running, total_weight, message_count = row[:5]
@@ -129,6 +147,9 @@ def _keep(session_id: str, kept: Kept) -> Transaction[None]:
         yield SET_CONFIGURED, (int(bool(config)), session_id)
 
 
+_FULL = "Too many messages wait in this session already; try again in a moment"
+
+
 def _join_queue(
     new: NewTurn, basis: Basis, session_id: str, number: int, running: int
 ) -> Transaction[Sequence[int]]:
@@ -138,11 +159,13 @@ def _join_queue(
             raise busy(session_id, running)
         case "interrupt":
             rows = yield OPEN_BEFORE, (session_id, number)
+            if len(rows) > new.queue_limit:  # they end in a moment, but no faster than that
+                raise QueueFull(_FULL)
             return [row[0] for row in rows]
     if number - running > new.queue_limit:  # else there cannot be so many
         rows = yield COUNT_QUEUED, (session_id,)
         if rows[0][0] >= new.queue_limit:
-            raise QueueFull("Too many messages wait in this session already; try again in a moment")
+            raise QueueFull(_FULL)
     return ()
 
 
@@ -385,6 +408,18 @@ WHERE id = ?
 """
 
 
+def list_open() -> Transaction[Sequence[TurnRef]]:
+    rows = yield OPEN_TURNS, ()
+    return [TurnRef(session_id, number) for session_id, number in rows]
+
+
+def settle(ref: TurnRef, now: int) -> Transaction[EndedTurn]:
+    rows = yield CHECKPOINTED_TEXT, (ref.session_id, ref.number)
+    text = "".join(row[0] for row in rows)
+    ending = Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
+    return (yield from end_turn(ref, ending, now))
+
+
 def settle_abandoned(now: int) -> Transaction[int]:
     abandoned = yield OPEN_TURNS, ()
     for session_id, number in abandoned:
@@ -395,6 +430,22 @@ def settle_abandoned(now: int) -> Transaction[int]:
         ending = Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
         yield from _close_turn(TurnRef(session_id, number), ending, now)
     return len(abandoned)
+
+
+# --- Following a session -----------------------------------------------------------------------
+
+NEXT_TURN = """
+SELECT s.turns, (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
+FROM sessions s WHERE s.owner = ? AND s.id = ?
+"""
+
+
+def next_turn(owner: str, session_id: str, after: int) -> Transaction[NextTurn]:
+    rows = yield NEXT_TURN, (after, owner, session_id)
+    if not rows:
+        raise SessionNotFound("Session not found")
+    newest, following = rows[0]
+    return NextTurn(following, newest)
 
 
 # --- Reading -----------------------------------------------------------------------------------

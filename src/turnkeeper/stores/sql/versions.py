@@ -22,13 +22,16 @@ from turnkeeper.domain import (
     Version,
     item_weight,
 )
-from turnkeeper.errors import MessageNotFound, SessionNotFound
+from turnkeeper.errors import MessageNotFound, NotRetryable, SessionNotFound, TurnNotFound
 from turnkeeper.stores.sql.deployments import get_basis
+from turnkeeper.stores.sql.idempotency import keep_made
 from turnkeeper.stores.sql.rows import Row, Rows, Transaction, decode_listed, encode_item
 from turnkeeper.stores.sql.sessions import get_session
 from turnkeeper.stores.sql.turns import (
     INSERT_ITEM,
+    TURN_STATUS,
     busy,
+    find_begun,
     newest_items,
     take_number_of,
 )
@@ -47,6 +50,9 @@ WHERE session_id = ? AND turn = ? AND kind IN {_ASKED} ORDER BY position
 """
 GET_KIND = "SELECT kind FROM items WHERE session_id = ? AND turn = ? AND position = ?"
 GET_HIDDEN_KIND = GET_KIND.replace("items", "hidden_items")
+NEWEST_ITEM = """
+SELECT turn FROM items WHERE session_id = ? ORDER BY turn DESC, position DESC LIMIT 1
+"""
 IS_LISTED = "SELECT 1 FROM items WHERE session_id = ? AND turn = ? LIMIT 1"
 GET_SLOT = "SELECT slot, input FROM turns WHERE session_id = ? AND number = ?"
 TURNS_IN_SLOT = "SELECT number, input FROM turns WHERE session_id = ? AND slot = ? ORDER BY number"
@@ -58,7 +64,8 @@ SELECT COUNT(CASE WHEN text <> '' AND (kind = 'user' OR (kind = 'assistant' AND 
     COUNT(CASE WHEN text <> '' AND kind = 'user' AND in_prompt = 0 THEN 1 END),
     COALESCE(SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END), 0)
 FROM """
-_FROM = "items WHERE session_id = ? AND turn >= ?"
+_FROM = "items WHERE session_id = ? AND turn BETWEEN ? AND ?"
+_END = 2**53  # no turn has such a number
 _BRANCH = "hidden_items WHERE session_id = ? AND branch = ?"
 SUMS_FROM = _SUMS + _FROM
 SUMS_OF_BRANCH = _SUMS + _BRANCH
@@ -85,32 +92,67 @@ VALUES (?, ?, 'running', ?, ?, ?, ?)
 # --- Beginning one -----------------------------------------------------------------------------
 
 
-def begin_version(new: NewVersion) -> Transaction[BegunTurn]:
+def begin_version(new: NewVersion) -> Transaction[BegunTurn | TurnRef]:
+    begun = yield from find_begun(new.key)
+    if begun is not None:
+        return begun
+    stored = yield from _begin_version(new)
+    yield from keep_made(new.key, stored.turn.ref.id, new.now)
+    return stored
+
+
+def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     taken = yield from take_number_of(new.owner, new.session, (0, 0, new.model, new.now))
     session_id, number, running = taken[:3]
     if running != number:
         raise busy(session_id, running)
     basis = yield from get_basis(taken, new.revisions)
-    if new.message is None:
-        replaced = yield from _newest_place(session_id)
-    else:
-        replaced = yield from _place_of_words(session_id, new.message)
+    replaced, in_place = yield from _find_replaced(session_id, new)
     asked = yield GET_ASKED, (session_id, replaced)
     items = list(_exchange(asked, new, replaced))
     counted = sum(kind == "user" and text != "" for kind, text, _, _ in items)
     added = (counted, 0, sum(weight for *_, weight in items))
-    removed = yield from _hide(session_id, replaced)
+    removed = yield from _hide(session_id, replaced, None if in_place else replaced)
     change = [more - less for more, less in zip(added, removed, strict=True)]
     [[total_weight, message_count]] = yield ADD_SUMS, (*change, session_id)
     choice = new.choose(basis, total_weight)
-    slot, input_ = yield from _slot_of(session_id, replaced)
-    stood = (slot, input_ if new.message is None else None)
+    stood: tuple[int | None, int | None] = (None, None)
+    if in_place:
+        slot, input_ = yield from _slot_of(session_id, replaced)
+        stood = (slot, input_ if new.message is None else None)
     yield INSERT_VERSION, (session_id, number, choice.model, new.now, *stood)
     for position, item in enumerate(items):
         yield INSERT_ITEM, (session_id, number, position, *item, new.now)
     turn = Turn(TurnRef(session_id, number), TurnStatus.RUNNING, choice.model, new.now)
     kept = yield from newest_items(turn.ref, choice.history_weight)
     return BegunTurn(turn, History(kept, total_weight, message_count), basis)
+
+
+def _find_replaced(session_id: str, new: NewVersion) -> Transaction[tuple[int, bool]]:
+    """The turn whose words are answered, and whether the new one takes its place.
+
+    If not, the new one comes at the end, and nothing but that turn goes away.
+    """
+    if new.retried is not None:
+        yield from _check_retryable(session_id, new.retried)
+        newest = yield NEWEST_ITEM, (session_id,)
+        return new.retried, newest[0][0] == new.retried
+    if new.message is not None:
+        return (yield from _place_of_words(session_id, new.message)), True
+    return (yield from _newest_place(session_id)), True
+
+
+def _check_retryable(session_id: str, number: int) -> Transaction[None]:
+    rows = yield TURN_STATUS, (session_id, number)
+    if not rows:
+        raise TurnNotFound("Turn not found")
+    if TurnStatus(rows[0][0]) not in _RETRYABLE:
+        raise NotRetryable("Only a turn that failed, was cancelled or interrupted is tried again")
+    if not (yield IS_LISTED, (session_id, number)):
+        raise NotRetryable("The message of this turn has been answered anew already")
+
+
+_RETRYABLE = (TurnStatus.FAILED, TurnStatus.CANCELLED, TurnStatus.INTERRUPTED)
 
 
 def _newest_place(session_id: str) -> Transaction[int]:
@@ -162,11 +204,12 @@ def _exchange(asked: Rows, new: NewVersion, replaced: int) -> Iterator[tuple[Any
             yield tuple(item)
 
 
-def _hide(session_id: str, turn: int) -> Transaction[Row]:
-    """Hide what is listed from a turn on; returns what it added to the session."""
-    sums = yield SUMS_FROM, (session_id, turn)
-    yield HIDE_FROM, (turn, session_id, turn)
-    yield REMOVE_FROM, (session_id, turn)
+def _hide(session_id: str, turn: int, last: int | None = None) -> Transaction[Row]:
+    """Hide what is listed from a turn on, up to `last`; returns what it added to the session."""
+    part = (session_id, turn, _END if last is None else last)
+    sums = yield SUMS_FROM, part
+    yield HIDE_FROM, (turn, *part)
+    yield REMOVE_FROM, part
     return [int(value) for value in sums[0]]
 
 
