@@ -14,13 +14,14 @@ ITEM_OVERHEAD = 16  # what an item weighs beside its text
 
 @dataclass(eq=False)
 class StoredTurn:
-    """A turn and what stands in its place. `said` is None if it is over another's message."""
+    """A turn and what stands in its place. It is `listed` unless another took that place."""
 
     session: str
     number: int
     status: str
     said: str | None = None
     reply: str = ""
+    listed: bool = False
 
     @property
     def key(self) -> TurnKey:
@@ -78,7 +79,7 @@ def _read(file: sqlite3.Connection) -> Books:
 
 
 def _read_items(file: sqlite3.Connection, table: str, books: Books) -> None:
-    """What is hidden counts in no sum."""
+    """What is hidden counts in no sum, and so does a reply that failed."""
     rows = file.execute(
         "SELECT session_id, turn, position, kind, text, in_prompt, weight"
         f" FROM {table} ORDER BY session_id, turn, position"
@@ -94,7 +95,7 @@ def _read_items(file: sqlite3.Connection, table: str, books: Books) -> None:
         if weight != len(text.encode()) + ITEM_OVERHEAD:
             books.oddities.append(f"{place} weighs {weight}")
         if (kind, position) == ("user", 0):
-            turn.said = text
+            turn.said, turn.listed = text, table == "items"
             books.said[text].append(turn)
         elif kind == "assistant" and not turn.reply:
             turn.reply = text

@@ -86,7 +86,7 @@ def plan_blows(count: int, rng: random.Random, pace: Pace) -> list[Blow]:
 
 def _trip(name: str, moment: str, rng: random.Random) -> Blow:
     """The wire at one point; at the start of a server the points come once, else often."""
-    most = {"settle_abandoned": 1, "checkpoint": 6}.get(name, 16)
+    most = {"settle_abandoned": 1, "begin_version": 2, "checkpoint": 6}.get(name, 16)
     if moment == "inside":
         most *= 4  # after any of its statements
     return Blow(f"{name}, {moment}", wire=f"{name}:{moment}:{rng.randint(1, most)}")

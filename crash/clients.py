@@ -20,7 +20,7 @@ from turnkeeper import sse
 
 DIALECTS = ("named", "unnamed", "tutor", "agent", "written")
 _PAUSE = 0.03  # seconds between two tries
-_TRY_AGAIN = frozenset({"server_stopping", "store_unavailable", "queue_full"})
+_TRY_AGAIN = frozenset({"server_stopping", "store_unavailable", "queue_full", "session_busy"})
 _STATUS_OF = {"turn_cancelled": "cancelled", "turn_interrupted": "interrupted"}
 
 
@@ -151,8 +151,17 @@ class Client:
         await (self._stream(ask) if streamed else self._wait(ask))
         if ask.turn_ids:
             room.last[self._number] = ask
-        if room.session is None and ask.turn_ids and room.dialect != "named":
-            room.session = _session_of(ask)
+            room.session = room.session or _session_of(ask)
+        unfinished = ask.endings and ask.endings[-1].status != "completed"
+        if unfinished and room is not self._shared and self._rng.random() < 0.4:
+            await self._try_again(ask)
+
+    async def _try_again(self, ask: Ask) -> None:
+        """Have the message of a turn that came to nothing answered after all."""
+        path, streamed = f"/api/turns/{ask.turn_id}/retry", self._rng.random() < 0.5
+        again = Ask(self._next_key(), ask.message, path, {"stream": streamed}, "message")
+        self._site.diary.asks.append(again)
+        await (self._stream(again) if streamed else self._wait(again))
 
     async def _wait(self, ask: Ask) -> None:
         """Ask for the whole reply until it is there."""
@@ -175,7 +184,7 @@ class Client:
             answer = await response.json()
             self._note(ask, response)
             if response.status == 200:
-                text = answer[ask.reply_key]
+                text = ask.reply_in(answer)
                 ask.see(len(text))
                 self._end(ask, "completed", text)
             else:
@@ -208,9 +217,9 @@ class Client:
 
     async def _stream(self, ask: Ask) -> None:
         """Follow the reply to its end, going on where the connection broke."""
-        mood = self._rng.random()
+        mood = self._rng.choices(("stays", "leaves", "returns", "cancels"), (78, 8, 8, 6))[0]
         ear = _Ear(ask, self._site.diary)
-        stop_at = self._rng.randrange(200) if mood < 0.2 else None
+        stop_at = None if mood == "stays" else self._rng.choice((0, self._rng.randrange(200)))
         while not (ask.endings or ask.left):
             ask.attempts += 1
             with suppress(Lost):
@@ -220,9 +229,9 @@ class Client:
                         self._refused(ask, response.status, await response.json())
                     elif not await self._listen(ask, ear, response, stop_at):
                         ask.hang_ups += 1
-                        ask.left, stop_at = mood < 0.07, None
-            if mood > 0.94 and ask.turn_ids and not ask.endings:
-                mood = 0.5
+                        ask.left, stop_at = mood == "leaves", None
+            if mood == "cancels" and ask.hang_ups:
+                mood = "stays"
                 await self._cancel(ask)
             if not ask.endings:
                 await self._pause()
@@ -244,6 +253,9 @@ class Client:
         self, ask: Ask, ear: "_Ear", response: aiohttp.ClientResponse, stop_at: int | None
     ) -> bool:
         """Hear a stream; False if it was left in the middle."""
+        if stop_at == 0:
+            response.close()
+            return False
         async for event in _events(response):
             ear.hear(event)
             if ear.ending is not None:

@@ -64,6 +64,8 @@ class Ending(msgspec.Struct, frozen=True):
 class Ask:
     """One message that a client sent with a key of its own, and all it came to know of it.
 
+    To have a turn tried again is an ask too, of the same message.
+
     Attributes:
         before: what the same client had said in the same room before, and knew to be stored.
         sightings: when a client had how many characters of the reply.
@@ -87,6 +89,11 @@ class Ask:
     @property
     def turn_id(self) -> str | None:
         return next(iter(self.turn_ids), None)
+
+    def reply_in(self, answer: Any) -> str:
+        """The text of the reply in an answer of 200."""
+        reply = answer[self.reply_key]
+        return reply if isinstance(reply, str) else str(reply["content"])
 
     def see(self, length: int) -> None:
         """Note that a client has so many characters of the reply now."""

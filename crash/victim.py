@@ -25,7 +25,7 @@ from turnkeeper.stores.store import Driver
 
 T = TypeVar("T")
 
-TRANSACTIONS = ("begin_turn", "checkpoint", "end_turn", "settle_abandoned")
+TRANSACTIONS = ("begin_turn", "begin_version", "checkpoint", "end_turn", "settle_abandoned")
 # `inside` is after any of its statements; `told` is when whoever asked for it goes on.
 MOMENTS = ("before", "inside", "before-commit", "after-commit", "told")
 
