@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
@@ -71,9 +72,11 @@ def _judge(found: Findings, folder: Path) -> None:
     if not broken:
         rmtree(folder)
         return
-    for one in broken[:50]:
-        print(f"BROKEN: {one.promise}\n        {one.evidence}", file=sys.stderr)
-    print(f"{len(broken)} times; the database is in {folder}", file=sys.stderr)
+    for promise, count in Counter(one.promise for one in broken).items():
+        print(f"BROKEN, {count} times: {promise}", file=sys.stderr)
+        for one in [one for one in broken if one.promise == promise][:5]:
+            print(f"    {one.evidence}", file=sys.stderr)
+    print(f"The database is in {folder}", file=sys.stderr)
     sys.exit(1)
 
 
