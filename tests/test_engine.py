@@ -13,7 +13,7 @@ from rig.model_server import BEFORE, Cut, Hang, ModelServer, Plan, Reset, Wait
 from turnkeeper import compose
 from turnkeeper.config import Config, read_config
 from turnkeeper.domain import TurnStatus, choose_session, parse_turn_id
-from turnkeeper.engine import _SHARES, Engine
+from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     BlankMessage,
     ContextTooLong,
@@ -28,6 +28,7 @@ from turnkeeper.errors import (
     UnknownModel,
 )
 from turnkeeper.events import Ended, Grew, ReplyEvent, Started
+from turnkeeper.lives import _SHARES
 from turnkeeper.reply import Reply
 
 WORDS = ("Once ", "upon ", "a ", "time")
@@ -82,7 +83,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def tick_through(engine: Engine) -> None:
     """As often as it takes until every reply has had its turn for a checkpoint."""
     for _ in range(_SHARES):
-        engine._tick()
+        engine._lives._tick()
 
 
 def shown(model: ModelServer) -> list[str]:
@@ -162,7 +163,7 @@ async def test_a_provider_that_fails_once_is_asked_again(
 
     model_server.script = script
     async with running(tmp_path, model_server) as engine:
-        engine._policy = _impatient(engine)
+        engine._maker._policy = _impatient(engine)
         assert await ask(engine, "x") == "Hello there"
     assert model_server.calls == 3
 
@@ -170,7 +171,7 @@ async def test_a_provider_that_fails_once_is_asked_again(
 def _impatient(engine: Engine) -> Any:
     import msgspec
 
-    return msgspec.structs.replace(engine._policy, retry_delay=0.001)
+    return msgspec.structs.replace(engine._maker._policy, retry_delay=0.001)
 
 
 async def test_after_the_first_word_nothing_is_asked_again(
@@ -201,7 +202,7 @@ async def test_after_the_first_word_nothing_is_asked_again(
 async def test_failures_before_a_word(
     engine: Engine, model_server: ModelServer, plan: Plan, code: str, calls: int
 ) -> None:
-    engine._policy = _impatient(engine)
+    engine._maker._policy = _impatient(engine)
     model_server.script = lambda _: plan
     reply = await take(engine, "s", "x")
     ended = await reply.wait()
@@ -394,7 +395,7 @@ async def test_a_turn_cleared_at_its_very_end_is_not_remembered_for_ever(
     model_server.script = lambda _: Plan(at={1: Hang()})
     running = await take(engine, "s", "again")
     async with asyncio.timeout(5):
-        while engine._cancelled:
+        while engine._lives._cancelled:
             await asyncio.sleep(0.05)
     assert running.ended is None
 
@@ -556,7 +557,7 @@ async def test_checkpoints_leave_no_gap_where_one_could_not_be_kept(
         deltas=("one ", "two ", "three "), at={1: Wait(gates[0]), 2: Wait(gates[1]), 3: Hang()}
     )
     reply = await take(engine, "s", "x")
-    life = engine._lives[reply.turn.ref]
+    life = engine._lives._by_ref[reply.turn.ref]
     for words, gate, disk_is_full in (("one ", gates[0], False), ("two ", gates[1], True)):
         await until(lambda words=words: reply.text.endswith(words))  # type: ignore[misc]
         if disk_is_full:

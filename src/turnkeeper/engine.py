@@ -1,8 +1,8 @@
 """Sessions and turns: the one place where a user's words become a reply.
 
-Knows stores and providers by their contracts; does not know HTTP, SQL or the name of any
-company. The life of a turn is one coroutine, `_live`: stored, perhaps queued, made, ended. It
-belongs to the engine and not to whoever asked, who may come and go.
+What callers do is here: a turn is taken, followed, cancelled, made anew. What a turn then lives
+through is in `lives`. Knows stores and providers by their contracts; does not know HTTP, SQL or
+the name of any company.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -19,8 +18,6 @@ from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Sto
 from turnkeeper.domain import (
     Basis,
     ById,
-    Ending,
-    Failure,
     History,
     IdempotencyKey,
     Kept,
@@ -28,7 +25,6 @@ from turnkeeper.domain import (
     MessageRef,
     Model,
     ModelChoice,
-    Revision,
     Sampling,
     SessionChoice,
     Turn,
@@ -39,18 +35,15 @@ from turnkeeper.domain import (
 )
 from turnkeeper.errors import (
     BlankMessage,
-    ContextTooLong,
     InvalidRequest,
     MessageTooLong,
-    ProviderError,
-    QueueTimeout,
     ServerStopping,
     SessionNotFound,
-    StoreUnavailable,
     TurnNotFound,
     UnknownModel,
 )
 from turnkeeper.following import SessionFollower
+from turnkeeper.lives import Begin, Lives
 from turnkeeper.making import Maker, Work
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
@@ -59,9 +52,7 @@ from turnkeeper.reply import Reply, Taken
 
 log = logging.getLogger(__name__)
 
-_SHARES = 10  # of all replies, each of which has its checkpoints at another time
 _LOOKS = (0, 0, 0.05, 0.5)  # seconds after each look for a turn whose coroutine may be late
-_REMEMBERED = 1000  # revisions
 
 
 class Engine:
@@ -87,27 +78,28 @@ class Engine:
         self._store = store
         self._policy = policy
         self._maker = Maker(policy, jitter=jitter)
-        self._background = background
         self._now = now
         self._new_id = new_id
         self._offers = offers.by_id
         self.models: Sequence[Model] = [offer.model for offer in offers.listed]
         self._plans = plans
-        self._revisions: dict[str, Revision] = {}  # never changed, so never read twice
-        self._lives: dict[TurnRef, _Life] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
-        # What the store said of turns before their own coroutines had come so far. No one else
-        # looks here, so that what is left when none is on its way was of turns that were over.
-        self._promoted: set[TurnRef] = set()
-        self._cancelled: set[TurnRef] = set()
-        self._beginning = 0
+        self._lives = Lives(
+            store,
+            plans,
+            self._maker,
+            policy,
+            background=background,
+            now=now,
+            on_begun=self._tell_watchers,
+        )
+        self._passing: set[asyncio.Task[None]] = set()  # of which nothing is kept
         self._watchers: dict[str, set[SessionFollower]] = {}  # by the session they follow
-        self._strays: set[TurnRef] = set()  # that were open when last looked for, and not made
-        self._ticking = False
-        self._share = 0  # whose checkpoints were made last
-        self.stopping = False
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no more turns are taken."""
+        return self._lives.stopping
 
     # --- What callers do -----------------------------------------------------------------------
 
@@ -152,7 +144,7 @@ class Engine:
             model=asked,
             choose=choose,
             queue_limit=self._policy.queue_limit,
-            revisions=self._revisions,
+            revisions=self._lives.revisions,
             now=self._now(),
             kept=kept,
             key=key,
@@ -248,7 +240,7 @@ class Engine:
             words=None,
             model=asked,
             choose=choose,
-            revisions=self._revisions,
+            revisions=self._lives.revisions,
             now=self._now(),
             key=key,
         )
@@ -295,12 +287,12 @@ class Engine:
             TurnNotFound: no such turn, or someone else's.
         """
         for look, pause in enumerate(_LOOKS):
-            life = self._lives.get(ref)
-            if life is not None and life.reply.owner == owner:
-                return life.reply
+            reply = self._lives.find(ref)
+            if reply is not None and reply.owner == owner:
+                return reply
             stored = await self._store.get_turn(owner, ref)
             # It may end, or begin, between a look here and one in the store.
-            if stored.turn.status.terminal or (look and not self._beginning):
+            if stored.turn.status.terminal or (look and not self._lives.beginning):
                 break
             await asyncio.sleep(pause)
         return Reply.stored(owner, _as_ended(stored.turn), stored.text)
@@ -335,6 +327,10 @@ class Engine:
             follower.start_behind((await self._store.next_turn(owner, found.id, 0)).newest)
         return follower
 
+    def _tell_watchers(self, ref: TurnRef) -> None:
+        for follower in self._watchers.get(ref.session_id, ()):
+            follower.nudge()
+
     def _forget_watcher(self, session_id: str, follower: SessionFollower) -> None:
         watchers = self._watchers.get(session_id, set())
         watchers.discard(follower)
@@ -350,13 +346,13 @@ class Engine:
         reply = await self.follow_turn(owner, ref)
         if reply.ended is not None:
             return reply.turn
-        self._stop(ref, TurnStatus.CANCELLED)
+        self._lives.stop(ref, TurnStatus.CANCELLED)
         return (await reply.wait()).turn
 
     def stop_gone(self, gone: Sequence[TurnRef]) -> None:
         """Stop turns that were open when their session was cleared or deleted."""
         for ref in gone:
-            self._stop_open(ref)
+            self._lives.stop_open(ref)
 
     async def ready(self) -> bool:
         """Whether turns are taken just now.
@@ -369,34 +365,21 @@ class Engine:
 
     async def drain(self, grace: float) -> None:
         """Take no more turns; let those that run finish, and interrupt them after `grace` s."""
-        self.stopping = True
-        if self._tasks or self._passing:
-            await asyncio.wait(self._tasks | self._passing, timeout=grace)
-        for task in self._passing:
-            task.cancel()
-        while self._tasks:
-            for ref in tuple(self._lives):
-                self._stop(ref, TurnStatus.INTERRUPTED)
-            await asyncio.wait(self._tasks, timeout=0.1)
+        self._lives.stopping = True
+        await asyncio.gather(self._lives.finish(grace), self._finish_passing(grace))
         for watchers in self._watchers.values():
             for follower in watchers:
                 follower.end()
 
-    async def settle_strays(self) -> int:
-        """End turns that are open in the store, and that nobody here makes; how many they were.
+    async def _finish_passing(self, grace: float) -> None:
+        if self._passing:
+            await asyncio.wait(self._passing, timeout=grace)
+        for task in self._passing:
+            task.cancel()
 
-        There are some when a database took a turn's beginning and its answer was lost. Only what
-        was a stray the last time too is ended: it may have been on its way.
-        """
-        open_turns = await self._store.list_open()
-        strays = {ref for ref in open_turns if ref not in self._lives}
-        settled = strays & self._strays
-        self._strays = strays - settled
-        for ref in settled:
-            ended = await self._store.settle(ref, self._now())
-            if ended.promoted is not None:
-                self._give_place(ended.promoted.ref)
-        return len(settled)
+    async def settle_strays(self) -> int:
+        """End turns that are open in the store and that nobody makes; see `Lives`."""
+        return await self._lives.settle_strays()
 
     # --- What is asked of a message ------------------------------------------------------------
 
@@ -430,248 +413,15 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
 
-    # --- The life of a turn --------------------------------------------------------------------
-
-    def _spawn(self, life: Any) -> None:
-        task = self._loop.create_task(life)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _begin(
-        self,
-        owner: str,
-        begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
-        model: str | None,
-        sampling: Sampling | None,
+        self, owner: str, begin: Begin, model: str | None, sampling: Sampling | None
     ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(owner, begin, model, sampling, begun))
-        found = await begun
+        found = await self._lives.begin(owner, begin, model, sampling)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)
-
-    async def _live(
-        self,
-        owner: str,
-        begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
-        model: str | None,
-        sampling: Sampling | None,
-        begun: asyncio.Future[Reply | TurnRef],
-    ) -> None:
-        self._beginning += 1
-        try:
-            stored = await begin()
-        except Exception as error:
-            if not begun.done():
-                begun.set_exception(error)
-            return
-        finally:
-            self._beginning -= 1
-        if isinstance(stored, TurnRef):
-            if not begun.done():
-                begun.set_result(stored)
-            return
-        ref, basis = stored.turn.ref, stored.basis
-        self._remember(basis.revision)
-        plan = self._plans.make(basis, model, sampling)
-        reply = Reply(owner, stored.turn)
-        if plan.blueprint.on_disconnect == "cancel":
-            reply.on_abandoned = lambda: self._stop(ref, TurnStatus.CANCELLED)
-        life = self._lives[ref] = _Life(reply, plan, share=len(self._lives) % _SHARES)
-        for number in stored.ahead:
-            self._stop_open(TurnRef(ref.session_id, number))
-        for follower in self._watchers.get(ref.session_id, ()):
-            follower.nudge()
-        self._keep_ticking()
-        if not begun.done():
-            begun.set_result(reply)
-        try:
-            ending = await self._play(life, stored)
-        finally:
-            life.settled = True
-        await self._end(life, ending)
-
-    def _remember(self, revision: Revision) -> None:
-        if revision.id not in self._revisions:
-            if len(self._revisions) >= _REMEMBERED:
-                self._revisions.clear()
-            self._revisions[revision.id] = revision
-
-    async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
-        """Wait for the turn's place, make the reply, and say how that ended, whatever happened."""
-        reply, history = life.reply, stored.history
-        status, failure = TurnStatus.FAILED, None
-        try:
-            if reply.turn.ref in self._cancelled:
-                self._cancelled.remove(reply.turn.ref)
-                return Ending(TurnStatus.CANCELLED, "")
-            if stored.turn.status is TurnStatus.QUEUED:
-                history = await self._await_place(life)
-            if stored.basis.section is not None:  # as it is now, not when the turn was queued
-                life.passage = await self._background(stored.basis.section)
-            await self._maker.make(life, history)
-            status = TurnStatus.COMPLETED
-        except asyncio.CancelledError:
-            status = life.stopped_as or TurnStatus.INTERRUPTED
-        except (ProviderError, StoreUnavailable, ContextTooLong, QueueTimeout) as error:
-            failure = Failure(error.code, error.sentence, error.retry_after)
-        except TurnNotFound:
-            return Ending(TurnStatus.CANCELLED, "")
-        except Exception:
-            log.exception("Turn %s failed through a fault of our own", reply.turn.ref.id)
-            failure = Failure("internal_error", "The server failed to make this reply")
-        return Ending(
-            status,
-            reply.text,
-            life.usage,
-            failure,
-            life.context,
-            checkpointed=life.checkpointed,
-            model=life.model,
-        )
-
-    async def _await_place(self, life: "_Life") -> History:
-        ref, plan = life.reply.turn.ref, life.plan
-        if ref in self._promoted:
-            self._promoted.remove(ref)
-        else:
-            life.place = self._loop.create_future()
-            try:
-                async with asyncio.timeout(self._policy.queue_timeout):
-                    await life.place
-            except TimeoutError:
-                raise QueueTimeout("The message waited too long for those before it") from None
-        first = plan.candidates[0]
-        turn, history = await self._store.get_history(ref, first.room)
-        plan.choose(0, history.total_weight)
-        life.reply.start(turn)
-        return history
-
-    # --- Checkpoints ---------------------------------------------------------------------------
-
-    def _keep_ticking(self) -> None:
-        if not self._ticking:
-            self._ticking = True
-            pause = self._policy.checkpoint_seconds or 1.0
-            self._loop.call_later(pause / _SHARES, self._tick)
-
-    def _tick(self) -> None:
-        """Keep what a share of the replies have grown by since the last time, in one commit or few.
-
-        All of them at once would hold up everything else.
-        """
-        self._ticking = False
-        self._share = (self._share + 1) % _SHARES
-        if not self._beginning:
-            self._promoted.clear()
-            self._cancelled.clear()
-        for life in self._lives.values() if self._policy.checkpoint_seconds else ():
-            if life.share != self._share or life.settled or life.checkpointing:
-                continue
-            if life.reply.length > life.kept:
-                life.checkpointing = life.checkpointed = True
-                self._spawn(self._checkpoint(life))
-        if self._lives:
-            self._keep_ticking()
-
-    async def _checkpoint(self, life: "_Life") -> None:
-        """What cannot be kept now is part of the next one: checkpoints have no gaps."""
-        ref, length, text = life.reply.turn.ref, life.reply.length, life.reply.since(life.kept)
-        try:
-            await self._store.checkpoint(ref, life.checkpoints, text)
-            life.kept = length
-            life.checkpoints += 1
-        except StoreUnavailable:
-            log.warning("A checkpoint of turn %s was not kept", ref.id)
-        finally:
-            life.checkpointing = False
-
-    # --- The end of a turn ---------------------------------------------------------------------
-
-    async def _end(self, life: "_Life", ending: Ending) -> None:
-        """Store the ending, then tell everyone. Cannot be skipped, and is tried until it holds.
-
-        No one cancels this: `_stop` leaves a settled life alone. A server that stops gives up:
-        then no one is told an end, and the next start settles the turn from its checkpoints.
-        """
-        reply, pause = life.reply, 0.05
-        while True:
-            now = self._now()
-            try:
-                ended = await self._store.end_turn(reply.turn.ref, ending, now)
-                break
-            except StoreUnavailable:
-                pass
-            except Exception:
-                log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
-                ending = _plainer(ending)
-            if self.stopping:
-                self._lives.pop(reply.turn.ref, None)
-                reply.lose()
-                return
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)
-        self._lives.pop(reply.turn.ref, None)
-        if ended.promoted is not None:
-            self._give_place(ended.promoted.ref)
-        if not ended.stored:  # it was cleared meanwhile
-            ending = Ending(TurnStatus.CANCELLED, reply.text)
-        reply.end(_ended(reply.turn, ending, now))
-
-    def _give_place(self, ref: TurnRef) -> None:
-        life = self._lives.get(ref)
-        if life is None or life.place is None:
-            self._promoted.add(ref)  # stored, but its own coroutine has not come to wait for it
-        elif not life.place.done():
-            life.place.set_result(None)
-
-    def _stop_open(self, ref: TurnRef) -> None:
-        """Cancel a turn that the store called open; its own coroutine may not know of it yet."""
-        if ref in self._lives:
-            self._stop(ref, TurnStatus.CANCELLED)
-        else:
-            self._cancelled.add(ref)
-
-    def _stop(self, ref: TurnRef, status: TurnStatus) -> None:
-        """Make a turn end as `status`, unless its ending is settled already."""
-        life = self._lives.get(ref)
-        if life is None or life.settled or life.stopped_as is not None:
-            return
-        life.stopped_as = status
-        life.task.cancel()
-
-
-class _Life(Work):
-    """A turn between `begin_turn` and `end_turn`, as its coroutine and `_stop` see it."""
-
-    __slots__ = (
-        "checkpointed",
-        "checkpointing",
-        "checkpoints",
-        "kept",
-        "place",
-        "settled",
-        "share",
-        "stopped_as",
-        "task",
-    )
-
-    def __init__(self, reply: Reply, plan: Plan, share: int) -> None:
-        super().__init__(reply, plan)
-        self.share = share  # when its checkpoints are made
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101
-        self.task = task
-        self.place: asyncio.Future[None] | None = None  # while it waits in the queue
-        self.stopped_as: TurnStatus | None = None
-        self.settled = False
-        self.checkpoints = 0  # how many hold the first `kept` characters of the reply
-        self.kept = 0
-        self.checkpointing = False
-        self.checkpointed = False  # at least one was tried
 
 
 def _as_ended(turn: Turn) -> Turn:
@@ -679,26 +429,6 @@ def _as_ended(turn: Turn) -> Turn:
     if turn.status.terminal:
         return turn
     return msgspec.structs.replace(turn, status=TurnStatus.INTERRUPTED)
-
-
-def _plainer(ending: Ending) -> Ending:
-    """The ending without what may have been too odd to store, the text last of all."""
-    if ending.usage is not None or ending.context is not None:
-        return msgspec.structs.replace(ending, usage=None, context=None)
-    failure = Failure("internal_error", "The server failed to store this reply")
-    return Ending(TurnStatus.FAILED, "", None, failure, None, ending.checkpointed)
-
-
-def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
-    return msgspec.structs.replace(
-        turn,
-        status=ending.status,
-        model=ending.model or turn.model,
-        finished_at=now,
-        usage=ending.usage,
-        failure=ending.failure,
-        context=ending.context,
-    )
 
 
 def _as_question(plan: Plan) -> Plan:

@@ -1,0 +1,379 @@
+"""The lives of turns: each is stored, perhaps queued, made and ended, whatever happens.
+
+A life belongs to the server and not to whoever asked, who may come and go. It is one coroutine,
+`_live`, whose ending cannot be skipped. Knows the store by its contract; how a reply is made is
+`making`'s.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from turnkeeper.contracts import Background, BegunTurn, Store
+from turnkeeper.domain import (
+    Ending,
+    Failure,
+    History,
+    Revision,
+    Sampling,
+    Turn,
+    TurnRef,
+    TurnStatus,
+)
+from turnkeeper.errors import (
+    ContextTooLong,
+    ProviderError,
+    QueueTimeout,
+    StoreUnavailable,
+    TurnNotFound,
+)
+from turnkeeper.making import Maker, Work
+from turnkeeper.plans import Plan, Plans
+from turnkeeper.policy import Policy
+from turnkeeper.reply import Reply
+
+log = logging.getLogger(__name__)
+
+_SHARES = 10  # of all replies, each of which has its checkpoints at another time
+_REMEMBERED = 1000  # revisions
+
+Begin = Callable[[], Awaitable[BegunTurn | TurnRef]]
+
+
+class Lives:
+    """Every turn between its beginning and its end.
+
+    Attributes:
+        revisions: those that are known, by id: they never change, so none is read twice.
+        stopping: no life begins any more, and what cannot be stored is given up.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plans: Plans,
+        maker: Maker,
+        policy: Policy,
+        *,
+        background: Background,
+        now: Callable[[], int],
+        on_begun: Callable[[TurnRef], None],
+    ) -> None:
+        """`on_begun` is told of each turn as soon as it is stored."""
+        self._store = store
+        self._plans = plans
+        self._maker = maker
+        self._policy = policy
+        self._background = background
+        self._now = now
+        self._on_begun = on_begun
+        self.revisions: dict[str, Revision] = {}
+        self.stopping = False
+        self._by_ref: dict[TurnRef, _Life] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        # What the store said of turns before their own coroutines had come so far. No one else
+        # looks here, so that what is left when none is on its way was of turns that were over.
+        self._promoted: set[TurnRef] = set()
+        self._cancelled: set[TurnRef] = set()
+        self._beginning = 0
+        self._strays: set[TurnRef] = set()  # that were open when last looked for, and not made
+        self._ticking = False
+        self._share = 0  # whose checkpoints were made last
+        self._loop = asyncio.get_running_loop()
+
+    # --- From outside --------------------------------------------------------------------------
+
+    async def begin(
+        self, owner: str, begin: Begin, model: str | None, sampling: Sampling | None
+    ) -> Reply | TurnRef:
+        """Start a life; returns its reply once it is stored, or the turn that had been before.
+
+        `model` and `sampling` are what the caller asked for. Raises what `begin` raises.
+        """
+        begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
+        self._spawn(self._live(owner, begin, model, sampling, begun))
+        return await begun
+
+    @property
+    def beginning(self) -> bool:
+        """Whether one is on its way between the store and here."""
+        return self._beginning > 0
+
+    def find(self, ref: TurnRef) -> Reply | None:
+        """The reply of a turn that is alive."""
+        life = self._by_ref.get(ref)
+        return None if life is None else life.reply
+
+    def stop_open(self, ref: TurnRef) -> None:
+        """Cancel a turn that the store called open; its own coroutine may not know of it yet."""
+        if ref in self._by_ref:
+            self.stop(ref, TurnStatus.CANCELLED)
+        else:
+            self._cancelled.add(ref)
+
+    def stop(self, ref: TurnRef, status: TurnStatus) -> None:
+        """Make a turn end as `status`, unless its ending is settled already."""
+        life = self._by_ref.get(ref)
+        if life is None or life.settled or life.stopped_as is not None:
+            return
+        life.stopped_as = status
+        life.task.cancel()
+
+    async def finish(self, grace: float) -> None:
+        """Let those that run finish, and interrupt them after `grace` seconds."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        while self._tasks:
+            for ref in tuple(self._by_ref):
+                self.stop(ref, TurnStatus.INTERRUPTED)
+            await asyncio.wait(self._tasks, timeout=0.1)
+
+    async def settle_strays(self) -> int:
+        """End turns that are open in the store, and that nobody here makes; how many they were.
+
+        There are some when a database took a turn's beginning and its answer was lost. Only what
+        was a stray the last time too is ended: it may have been on its way.
+        """
+        open_turns = await self._store.list_open()
+        strays = {ref for ref in open_turns if ref not in self._by_ref}
+        settled = strays & self._strays
+        self._strays = strays - settled
+        for ref in settled:
+            ended = await self._store.settle(ref, self._now())
+            if ended.promoted is not None:
+                self._give_place(ended.promoted.ref)
+        return len(settled)
+
+    # --- One life ------------------------------------------------------------------------------
+
+    def _spawn(self, life: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _live(
+        self,
+        owner: str,
+        begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
+        model: str | None,
+        sampling: Sampling | None,
+        begun: asyncio.Future[Reply | TurnRef],
+    ) -> None:
+        self._beginning += 1
+        try:
+            stored = await begin()
+        except Exception as error:
+            if not begun.done():
+                begun.set_exception(error)
+            return
+        finally:
+            self._beginning -= 1
+        if isinstance(stored, TurnRef):
+            if not begun.done():
+                begun.set_result(stored)
+            return
+        ref, basis = stored.turn.ref, stored.basis
+        self._remember(basis.revision)
+        plan = self._plans.make(basis, model, sampling)
+        reply = Reply(owner, stored.turn)
+        if plan.blueprint.on_disconnect == "cancel":
+            reply.on_abandoned = lambda: self.stop(ref, TurnStatus.CANCELLED)
+        life = self._by_ref[ref] = _Life(reply, plan, share=len(self._by_ref) % _SHARES)
+        for number in stored.ahead:
+            self.stop_open(TurnRef(ref.session_id, number))
+        self._on_begun(ref)
+        self._keep_ticking()
+        if not begun.done():
+            begun.set_result(reply)
+        try:
+            ending = await self._play(life, stored)
+        finally:
+            life.settled = True
+        await self._end(life, ending)
+
+    def _remember(self, revision: Revision) -> None:
+        if revision.id not in self.revisions:
+            if len(self.revisions) >= _REMEMBERED:
+                self.revisions.clear()
+            self.revisions[revision.id] = revision
+
+    async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
+        """Wait for the turn's place, make the reply, and say how that ended, whatever happened."""
+        reply, history = life.reply, stored.history
+        status, failure = TurnStatus.FAILED, None
+        try:
+            if reply.turn.ref in self._cancelled:
+                self._cancelled.remove(reply.turn.ref)
+                return Ending(TurnStatus.CANCELLED, "")
+            if stored.turn.status is TurnStatus.QUEUED:
+                history = await self._await_place(life)
+            if stored.basis.section is not None:  # as it is now, not when the turn was queued
+                life.passage = await self._background(stored.basis.section)
+            await self._maker.make(life, history)
+            status = TurnStatus.COMPLETED
+        except asyncio.CancelledError:
+            status = life.stopped_as or TurnStatus.INTERRUPTED
+        except (ProviderError, StoreUnavailable, ContextTooLong, QueueTimeout) as error:
+            failure = Failure(error.code, error.sentence, error.retry_after)
+        except TurnNotFound:
+            return Ending(TurnStatus.CANCELLED, "")
+        except Exception:
+            log.exception("Turn %s failed through a fault of our own", reply.turn.ref.id)
+            failure = Failure("internal_error", "The server failed to make this reply")
+        return Ending(
+            status,
+            reply.text,
+            life.usage,
+            failure,
+            life.context,
+            checkpointed=life.checkpointed,
+            model=life.model,
+        )
+
+    async def _await_place(self, life: "_Life") -> History:
+        ref, plan = life.reply.turn.ref, life.plan
+        if ref in self._promoted:
+            self._promoted.remove(ref)
+        else:
+            life.place = self._loop.create_future()
+            try:
+                async with asyncio.timeout(self._policy.queue_timeout):
+                    await life.place
+            except TimeoutError:
+                raise QueueTimeout("The message waited too long for those before it") from None
+        first = plan.candidates[0]
+        turn, history = await self._store.get_history(ref, first.room)
+        plan.choose(0, history.total_weight)
+        life.reply.start(turn)
+        return history
+
+    # --- Checkpoints ---------------------------------------------------------------------------
+
+    def _keep_ticking(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            pause = self._policy.checkpoint_seconds or 1.0
+            self._loop.call_later(pause / _SHARES, self._tick)
+
+    def _tick(self) -> None:
+        """Keep what a share of the replies have grown by since the last time, in one commit or few.
+
+        All of them at once would hold up everything else.
+        """
+        self._ticking = False
+        self._share = (self._share + 1) % _SHARES
+        if not self._beginning:
+            self._promoted.clear()
+            self._cancelled.clear()
+        for life in self._by_ref.values() if self._policy.checkpoint_seconds else ():
+            if life.share != self._share or life.settled or life.checkpointing:
+                continue
+            if life.reply.length > life.kept:
+                life.checkpointing = life.checkpointed = True
+                self._spawn(self._checkpoint(life))
+        if self._by_ref:
+            self._keep_ticking()
+
+    async def _checkpoint(self, life: "_Life") -> None:
+        """What cannot be kept now is part of the next one: checkpoints have no gaps."""
+        ref, length, text = life.reply.turn.ref, life.reply.length, life.reply.since(life.kept)
+        try:
+            await self._store.checkpoint(ref, life.checkpoints, text)
+            life.kept = length
+            life.checkpoints += 1
+        except StoreUnavailable:
+            log.warning("A checkpoint of turn %s was not kept", ref.id)
+        finally:
+            life.checkpointing = False
+
+    # --- The end of a turn ---------------------------------------------------------------------
+
+    async def _end(self, life: "_Life", ending: Ending) -> None:
+        """Store the ending, then tell everyone. Cannot be skipped, and is tried until it holds.
+
+        No one cancels this: `stop` leaves a settled life alone. A server that stops gives up:
+        then no one is told an end, and the next start settles the turn from its checkpoints.
+        """
+        reply, pause = life.reply, 0.05
+        while True:
+            now = self._now()
+            try:
+                ended = await self._store.end_turn(reply.turn.ref, ending, now)
+                break
+            except StoreUnavailable:
+                pass
+            except Exception:
+                log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
+                ending = _plainer(ending)
+            if self.stopping:
+                self._by_ref.pop(reply.turn.ref, None)
+                reply.lose()
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+        self._by_ref.pop(reply.turn.ref, None)
+        if ended.promoted is not None:
+            self._give_place(ended.promoted.ref)
+        if not ended.stored:  # it was cleared meanwhile
+            ending = Ending(TurnStatus.CANCELLED, reply.text)
+        reply.end(_ended(reply.turn, ending, now))
+
+    def _give_place(self, ref: TurnRef) -> None:
+        life = self._by_ref.get(ref)
+        if life is None or life.place is None:
+            self._promoted.add(ref)  # stored, but its own coroutine has not come to wait for it
+        elif not life.place.done():
+            life.place.set_result(None)
+
+
+class _Life(Work):
+    """A turn between `begin_turn` and `end_turn`, as its coroutine and `stop` see it."""
+
+    __slots__ = (
+        "checkpointed",
+        "checkpointing",
+        "checkpoints",
+        "kept",
+        "place",
+        "settled",
+        "share",
+        "stopped_as",
+        "task",
+    )
+
+    def __init__(self, reply: Reply, plan: Plan, share: int) -> None:
+        super().__init__(reply, plan)
+        self.share = share  # when its checkpoints are made
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        self.task = task
+        self.place: asyncio.Future[None] | None = None  # while it waits in the queue
+        self.stopped_as: TurnStatus | None = None
+        self.settled = False
+        self.checkpoints = 0  # how many hold the first `kept` characters of the reply
+        self.kept = 0
+        self.checkpointing = False
+        self.checkpointed = False  # at least one was tried
+
+
+def _plainer(ending: Ending) -> Ending:
+    """The ending without what may have been too odd to store, the text last of all."""
+    if ending.usage is not None or ending.context is not None:
+        return msgspec.structs.replace(ending, usage=None, context=None)
+    failure = Failure("internal_error", "The server failed to store this reply")
+    return Ending(TurnStatus.FAILED, "", None, failure, None, ending.checkpointed)
+
+
+def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
+    return msgspec.structs.replace(
+        turn,
+        status=ending.status,
+        model=ending.model or turn.model,
+        finished_at=now,
+        usage=ending.usage,
+        failure=ending.failure,
+        context=ending.context,
+    )
