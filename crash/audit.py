@@ -32,7 +32,6 @@ from crash.diary import (
 from crash.words import right_reply
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "interrupted"})
-SLACK = 0.5  # seconds by which a checkpoint may be late on a busy machine
 
 
 class Loss(msgspec.Struct, frozen=True):

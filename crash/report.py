@@ -8,7 +8,6 @@ import msgspec
 from bench.charts import Bar, Bars, Group, Panel
 from bench.machine import description
 from bench.report import Results, Section, at_most
-from crash.audit import SLACK
 from crash.campaign import SERVING, SETTLED_WITHIN, STARTING
 from crash.diary import PROMISES
 from crash.run import Findings
@@ -49,7 +48,7 @@ def _kills(found: Findings, places: Counter[str]) -> Section:
     ]
     if found.losses:
         oldest = max(loss.seconds for loss in found.losses)
-        allowed = found.evidence.orders.checkpoint_seconds + SLACK
+        allowed = found.evidence.orders.checkpoint_seconds + found.evidence.orders.slack
         figures.insert(1, at_most("oldest text lost, before the kill", oldest, "s", allowed))
     columns = ["where the kill hit", "kills", "turns it left open"]
     return Section("Kills", method, columns, rows, figures, _chart(places))

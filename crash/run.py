@@ -12,7 +12,6 @@ from pathlib import Path
 import aiohttp
 
 from crash.audit import (
-    SLACK,
     Loss,
     Told,
     ask_all,
@@ -35,13 +34,17 @@ _LAST_ANSWERS = 60.0  # seconds that the clients have to hear all that is still 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a run does. `longest_reply` and `checkpoint_seconds` are in seconds."""
+    """What a run does; times are in seconds.
+
+    `slack` is by how much a checkpoint may be late, on a machine with other things to do.
+    """
 
     kills: int
     seed: int
     clients: int = 12
     longest_reply: float = 3.0
     checkpoint_seconds: float = 1.0
+    slack: float = 0.5
     pace: Pace = field(default_factory=lambda: Pace(0.05, 2.0))
 
 
@@ -103,7 +106,7 @@ def audit(path: Path, evidence: Evidence) -> tuple[Books, list[Loss]]:
     books = read_books(path, diary.ledger)
     audit_books(books, diary)
     audit_told(evidence.told, books, diary.ledger)
-    allowance = evidence.orders.checkpoint_seconds + SLACK
+    allowance = evidence.orders.checkpoint_seconds + evidence.orders.slack
     return books, audit_partials(books, diary, evidence.died_at, allowance)
 
 

@@ -25,7 +25,11 @@ from crash.victim import MOMENTS, TRANSACTIONS
 from crash.words import breaks_off, make_message, play, right_reply
 from rig.model_server import Call
 
-ORDERS = Orders(kills=41, seed=6, longest_reply=1.5, checkpoint_seconds=0.2, pace=Pace(0.05, 0.9))
+ORDERS = Orders(
+    kills=41, seed=6, longest_reply=1.5, checkpoint_seconds=0.2, slack=1.0, pace=Pace(0.05, 0.7)
+)
+
+pytestmark = pytest.mark.timeout(300)  # half a minute, unless the machine has much else to do
 
 
 @pytest.fixture(scope="module")
