@@ -7,11 +7,13 @@ import msgspec
 
 from bench.charts import Bar, Bars, Group, Panel
 from bench.machine import description
-from bench.report import Results, Section, at_most
-from crash.campaign import SERVING, SETTLED_WITHIN, STARTING
+from bench.report import Figure, Results, Section, at_most
+from crash.campaign import SERVING, SETTLED_WITHIN, STARTING, Kill
 from crash.diary import PROMISES
 from crash.run import Findings
-from crash.victim import MOMENTS, TRANSACTIONS
+from crash.victim import TRANSACTIONS
+
+OUTSIDE = (SERVING, STARTING)
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -25,49 +27,52 @@ class Summary(msgspec.Struct, frozen=True):
 
 def summarise(found: Findings) -> Summary:
     places = Counter(kill.place for kill in found.kills)
-    sections = [_kills(found, places), _promises(found), _load(found)]
+    sections = [_kills(found), _promises(found), _load(found)]
     results = Results(description(), 1, sections, prefix="crash")
     return Summary(found.evidence.orders.seed, len(found.kills), dict(places), results)
 
 
-def _kills(found: Findings, places: Counter[str]) -> Section:
-    abandoned = [kill.abandoned for kill in found.kills]
+def _kills(found: Findings) -> Section:
+    kills = found.kills
+    counts = Counter(_room_of(kill) for kill in kills)
     rows = [
-        [place, str(count), str(sum(k.abandoned for k in found.kills if k.place == place))]
-        for place, count in sorted(places.items(), key=lambda pair: _rank(pair[0]))
+        [room, f"{counts[room]:,}", f"{sum(k.abandoned for k in kills if _room_of(k) == room):,}"]
+        for room in (*OUTSIDE, *TRANSACTIONS)
     ]
+    outside = sum(counts[room] for room in OUTSIDE)
     method = (
-        f"{len(found.kills)} kills in {found.seconds:,.0f} s, seed {found.evidence.orders.seed}:"
-        f" {places[SERVING] + places[STARTING]} from outside at random moments, the rest at points"
-        f" in the program. They left {sum(abandoned)} turns queued or running, up to"
-        f" {max(abandoned, default=0)} at once."
+        f"{len(kills):,} kills in {found.seconds:,.0f} s, seed {found.evidence.orders.seed}:"
+        f" {outside:,} from outside at random moments, the rest in the program, at"
+        f" {len({kill.place for kill in kills} - {*OUTSIDE}):,} points. They left"
+        f" {sum(kill.abandoned for kill in kills):,} turns queued or running, up to"
+        f" {max(kill.abandoned for kill in kills):,} at once."
     )
+    columns = ["where the kill hit", "kills", "turns it left open"]
+    return Section("Kills", method, columns, rows, _figures(found), _chart(counts))
+
+
+def _room_of(kill: Kill) -> str:
+    """The place without the moment."""
+    return kill.place.partition(", ")[0]
+
+
+def _figures(found: Findings) -> list[Figure]:
+    orders = found.evidence.orders
     figures = [
         at_most("from a start until every turn is over", max(found.settled), "s", SETTLED_WITHIN),
         at_most("promises broken", len(found.evidence.diary.ledger.broken), "", 0),
     ]
     if found.losses:
         oldest = max(loss.seconds for loss in found.losses)
-        allowed = found.evidence.orders.checkpoint_seconds + found.evidence.orders.slack
+        allowed = orders.checkpoint_seconds + orders.slack
         figures.insert(1, at_most("oldest text lost, before the kill", oldest, "s", allowed))
-    columns = ["where the kill hit", "kills", "turns it left open"]
-    return Section("Kills", method, columns, rows, figures, _chart(places))
+    return figures
 
 
-def _rank(place: str) -> tuple[int, int]:
-    """Outside first, then in the order of a turn's life."""
-    if place in (SERVING, STARTING):
-        return -1, 0
-    name, moment = place.split(", ")
-    return TRANSACTIONS.index(name), MOMENTS.index(moment)
-
-
-def _chart(places: Counter[str]) -> Bars:
-    outside = [Bar(place, places[place]) for place in (SERVING, STARTING)]
-    groups = [Group(outside, "from outside, at random")]
-    for name in TRANSACTIONS:
-        bars = [Bar(moment, places[f"{name}, {moment}"], ours=True) for moment in MOMENTS]
-        groups.append(Group(bars, name))
+def _chart(counts: Counter[str]) -> Bars:
+    outside = [Bar(room, counts[room], ours=True) for room in OUTSIDE]
+    inside = [Bar(name, counts[name], ours=True) for name in TRANSACTIONS]
+    groups = [Group(outside, "from outside, at random"), Group(inside, "in the program")]
     return Bars("kills", "Where the kills hit", [Panel("kills", groups)])
 
 
