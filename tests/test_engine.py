@@ -519,7 +519,7 @@ async def test_a_follower_far_behind_is_told_in_pieces(
     events = await heard(reply)
     sizes = [len(event.text) for event in events if isinstance(event, Grew)]
     assert sum(sizes) == 200_000
-    assert max(sizes) <= 65_536
+    assert max(sizes) <= 16_384
     assert isinstance(events[-1], Ended)
 
 

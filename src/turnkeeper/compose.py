@@ -6,6 +6,7 @@ import logging
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -393,6 +394,9 @@ async def vacuum(url: str) -> tuple[int, int]:
 # --- Listening ---------------------------------------------------------------------------------
 
 
+_PATIENCE = 120  # seconds that a client may take nothing of what waits for it
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket on that address, which does not listen yet.
 
@@ -407,6 +411,8 @@ def bind(host: str, port: int) -> socket.socket:
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":  # its connections inherit this; others have no such limit
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PATIENCE * 1000)
     try:
         listener.bind(address)
     except OSError as error:

@@ -55,6 +55,8 @@ ProviderFault = Literal[
     "provider_malformed",
     "provider_cut_off",
     "provider_empty_reply",
+    "provider_resting",
+    "context_length_exceeded",
 ]
 
 
@@ -226,6 +228,8 @@ class ProviderError(TurnkeeperError):
         code: which of the `ProviderFault`s it was.
         retryable: whether the same call may succeed a moment later.
         retry_after: seconds the provider asked us to wait, if it did.
+        prompt_tokens, context_window: where the prompt was longer than the model's context, its
+            length and the model's window as the provider counts, if it said so.
     """
 
     RETRYABLE: ClassVar[frozenset[ProviderFault]] = frozenset(
@@ -237,16 +241,25 @@ class ProviderError(TurnkeeperError):
             "provider_malformed",
             "provider_cut_off",
             "provider_empty_reply",
+            "provider_resting",
         }
     )
 
     def __init__(
-        self, code: ProviderFault, sentence: str, retry_after: float | None = None
+        self,
+        code: ProviderFault,
+        sentence: str,
+        retry_after: float | None = None,
+        *,
+        prompt_tokens: int | None = None,
+        context_window: int | None = None,
     ) -> None:
         super().__init__(sentence)
         self.code = code
         self.retryable = code in self.RETRYABLE
         self.retry_after = retry_after
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
 
 
 class TurnEnded(TurnkeeperError):

@@ -7,11 +7,13 @@ engine's, which may cancel what is done here at any moment.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import assert_never
 
 from turnkeeper import prompt
+from turnkeeper.breaker import Breakers
 from turnkeeper.contracts import Provider
 from turnkeeper.domain import Context, History, Item, Passage, Prompt, Usage
 from turnkeeper.errors import ProviderError
@@ -43,14 +45,28 @@ class Work:
         self.model: str | None = None
         self.usage: Usage | None = None
 
+    def has_words(self) -> bool:
+        """Whether any of the reply has come."""
+        return self.reply.length > 0
+
 
 class Maker:
     """Has replies made by whichever model can."""
 
-    def __init__(self, policy: Policy, *, jitter: Callable[[], float] = random.random) -> None:
-        """`jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread."""
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread.
+
+        `clock` gives seconds and never goes back.
+        """
         self._policy = policy
         self._jitter = jitter
+        self._breakers = Breakers(clock, jitter)
 
     async def make(self, work: Work, history: History) -> None:
         """Have the reply made by the first candidate that can.
@@ -70,7 +86,9 @@ class Maker:
             except ProviderError as error:
                 if reply.length or number == len(candidates):
                     raise
-                log.warning("%s cannot answer, so the next model is asked: %s", model, error)
+                # That it rests was logged when it began.
+                level = logging.DEBUG if error.code == "provider_resting" else logging.WARNING
+                log.log(level, "%s cannot answer, so the next model is asked: %s", model, error)
             else:
                 return
 
@@ -93,21 +111,30 @@ class Maker:
         return asked
 
     async def _ask(self, work: Work, provider: Provider, asked: Prompt) -> None:
-        """Call the model, again while it says nothing."""
-        delay = self._policy.retry_delay
+        """Call the model, again while it says nothing.
+
+        A provider's own Retry-After is the least that is waited; it is lengthened by up to a
+        quarter, so that those who were told the same do not come back together.
+        """
+        policy, jitter = self._policy, self._jitter
+        delay = policy.retry_delay
         for attempt in range(1, provider.attempts + 1):
+            guard = self._breakers.guard(provider.name, asked.model, work.has_words)
             try:
-                await self._listen(work, provider.stream(asked))
+                with guard:
+                    await self._listen(work, provider.stream(asked))
             except ProviderError as error:
-                pause = error.retry_after or delay * (0.5 + self._jitter())
-                last = attempt == provider.attempts or pause > self._policy.patience
-                if work.reply.length or not error.retryable or last:
+                hopeless = not error.retryable or guard.model_rests
+                wished = error.retry_after or 0.0
+                last = attempt == provider.attempts or wished > policy.patience
+                if work.reply.length or hopeless or last:
                     raise
+                pause = wished * (1 + jitter() / 4) or delay * (0.5 + jitter())
                 log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
             else:
                 return
             await asyncio.sleep(pause)
-            delay *= 2
+            delay = min(delay * 2, policy.patience)
 
     async def _listen(self, work: Work, stream: AsyncIterator[Sequence[ProviderEvent]]) -> None:
         """Take in one call's reply. However it ends, what it used is added to the work."""

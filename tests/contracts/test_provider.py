@@ -380,6 +380,23 @@ async def test_bad_utf8_fails_no_turn(model, provider):
 # --- Faults ------------------------------------------------------------------------------------
 
 ERROR = {"error": {"message": "the model burns", "type": "server_error"}}
+TOO_LONG = {
+    "error": {
+        "message": "This model's maximum context length is 8192 tokens. However, your messages "
+        "resulted in 9001 tokens. Please reduce the length of the messages.",
+        "type": "invalid_request_error",
+        "param": "messages",
+        "code": "context_length_exceeded",
+    }
+}
+TOO_FAST = {  # Groq's
+    "error": {
+        "message": "Request too large for model `m` on tokens per minute (TPM): Limit 6000, "
+        "Requested 14368, please reduce your message size and try again.",
+        "type": "tokens",
+        "code": "rate_limit_exceeded",
+    }
+}
 
 FAULTS = {
     "401": (Plan(status=401, body=ERROR), "provider_refused", "refused the key (status 401)"),
@@ -431,6 +448,30 @@ FAULTS = {
         "provider_failed",
         "ouch",
     ),
+    "a prompt too long": (
+        Plan(status=400, body=TOO_LONG),
+        "context_length_exceeded",
+        "acme takes no prompt as long as this: This model's maximum context length is 8192 tokens",
+    ),
+    "a prompt too long, 413": (Plan(status=413, body=TOO_LONG), "context_length_exceeded", ""),
+    "a prompt too long, 500": (Plan(status=500, body=TOO_LONG), "context_length_exceeded", ""),
+    "a prompt too long, with 200": (Plan(body=TOO_LONG), "context_length_exceeded", ""),
+    "a prompt too long, in a list": (
+        Plan(status=400, body=[TOO_LONG]),
+        "context_length_exceeded",
+        "9001 tokens",
+    ),
+    "a prompt too long, in the stream": (
+        Plan(deltas=(), errors=(TOO_LONG,)),
+        "context_length_exceeded",
+        "9001 tokens",
+    ),
+    "413": (Plan(status=413, body=b"<html>"), "provider_refused", "(status 413)"),
+    "too many tokens per minute": (
+        Plan(status=413, body=TOO_FAST),
+        "provider_refused",
+        "Request too large",
+    ),
     "empty reply": (Plan(deltas=()), "provider_empty_reply", "without a word"),
     "ended in the middle": (
         Plan(finish_reason=None, usage="none", done=False),
@@ -456,7 +497,7 @@ async def test_every_fault_has_its_code_and_a_sentence(model, provider, row, cap
     fault = await fault_of(provider)
     assert (fault.code, words in fault.sentence) == (code, True), fault.sentence
     assert fault.sentence.startswith("acme ")
-    assert fault.retryable == (code != "provider_refused")
+    assert fault.retryable == (code not in ("provider_refused", "context_length_exceeded"))
     assert_secret(fault, provider, caplog.text)
     await model.wait_until(lambda: model.open_calls == 0)
     assert model.calls == 1
@@ -467,6 +508,13 @@ async def test_after_any_fault_the_next_call_works(model, provider, plan):
     model.script = lambda call: plan if call.number == 1 else Plan()
     await fault_of(provider)
     assert await text_of(provider) == "Hello there"
+
+
+@pytest.mark.parametrize("plan", [Plan(status=400, body=TOO_LONG), Plan(errors=(TOO_LONG,))])
+async def test_how_long_a_prompt_was_and_may_be_is_passed_on(model, provider, plan):
+    model.script = lambda _: plan
+    fault = await fault_of(provider)
+    assert (fault.prompt_tokens, fault.context_window) == (9001, 8192)
 
 
 def assert_secret(fault, provider, log):
@@ -540,6 +588,12 @@ NOW = 1_800_000_000.0
         ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30),
         ({"Retry-After": formatdate(NOW - 30, usegmt=True)}, 0),
         ({"Retry-After": "999999999"}, 86_400),
+        ({"Retry-After": "9" * 40}, 86_400),
+        ({"retry-after-ms": "0", "Retry-After": "9"}, 0),
+        ({"Retry-After": "Friday, 15-Jan-27 08:00:30 GMT"}, 30),
+        ({"Retry-After": "Fri Jan 15 08:00:30 2027"}, 30),
+        ({"Retry-After": "Fri, 15 Jan 2027 08:00:30"}, 30),
+        ({"Retry-After": "Fri, 15 Jan 2027 08:00:30 +9999999"}, None),
         ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400),
         ({"Retry-After": "-1"}, None),
         ({"Retry-After": "nan"}, None),

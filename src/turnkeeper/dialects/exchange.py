@@ -358,6 +358,7 @@ STATUSES: dict[str, int] = {
     "store_unavailable": 503,
     "turn_interrupted": 503,
     "queue_timeout": 503,
+    "provider_resting": 503,
     "provider_timeout": 504,
 }
 

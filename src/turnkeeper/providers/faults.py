@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from turnkeeper.errors import ProviderError, ProviderFault
+from turnkeeper.providers.overflow import find_overflow
 
 _LONGEST_WAIT = 86_400.0  # seconds that a provider may ask us to wait
 _QUOTE = 200  # characters of another's error message that are passed on
@@ -90,6 +92,8 @@ class Words:
             if isinstance(value, dict) and value.get("error"):
                 return self.reported(value)
             return self.fault("provider_malformed", "answered with JSON in place of a stream")
+        if status not in _STATUS and (fault := self._overflow(value)):
+            return fault
         code, what = _STATUS.get(status) or _STATUS_CLASS.get(
             status // 100, ("provider_malformed", "gave an answer that HTTP does not know")
         )
@@ -100,7 +104,21 @@ class Words:
         """For an error object where a reply should be."""
         if _is_rate_limit(value):
             return self.fault("provider_rate_limited", f"limits our rate{self._quote(value)}")
+        if fault := self._overflow(value):
+            return fault
         return self.fault("provider_failed", f"reported an error{self._quote(value)}")
+
+    def _overflow(self, value: Any) -> ProviderError | None:
+        """If that is what an answer says: the prompt is longer than the model's context."""
+        found = None if _is_rate_limit(value) else find_overflow(_error_of(value))
+        if found is None:
+            return None
+        return ProviderError(
+            "context_length_exceeded",
+            f"{self.name} takes no prompt as long as this{self._quote(value)}",
+            prompt_tokens=found.prompt_tokens,
+            context_window=found.context_window,
+        )
 
     def _quote(self, value: Any) -> str:
         """The other side's own message, in one line of limited length."""
@@ -160,10 +178,16 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     text = headers.get("Retry-After", "")
     seconds = _number(text)
     try:
-        seconds = parsedate_to_datetime(text).timestamp() - now if seconds is None else seconds
+        seconds = _date(text) - now if seconds is None else seconds
     except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0), _LONGEST_WAIT)
+
+
+def _date(text: str) -> float:
+    """Seconds since 1970. HTTP knows no other zone than GMT, and one old form does not name it."""
+    date = parsedate_to_datetime(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
 def _number(text: str) -> float | None:
@@ -171,7 +195,7 @@ def _number(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text.strip()) else None
 
 
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
+_NUMBER = re.compile(r"[0-9]{1,99}(\.[0-9]{0,99})?")
 
 
 def parse_json(data: bytes) -> Any:
@@ -182,6 +206,8 @@ def parse_json(data: bytes) -> Any:
 
 
 def _error_of(value: Any) -> Any:
+    if isinstance(value, list) and value:  # Gemini puts its only one into a list
+        value = value[0]
     return value.get("error", value) if isinstance(value, dict) else None
 
 
