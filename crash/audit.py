@@ -162,7 +162,8 @@ def audit_partials(
             f"{turn.id} keeps {kept} characters; {seen} were seen {allowance:.1f} s"
             " before the server was killed"
         )
-        diary.ledger.expect(PARTIAL, kept >= seen, evidence)
+        if seen:
+            diary.ledger.expect(PARTIAL, kept >= seen, evidence)
         gone = [died - at for at, length in ask.sightings if length > kept and at <= died]
         losses.append(Loss(turn.id, max(gone, default=0.0), ask.seen_before(died) - kept))
     return losses

@@ -48,21 +48,22 @@ class Kill(msgspec.Struct, frozen=True):
 
     Attributes:
         place: where it hit.
-        served: seconds for which the server had answered.
         abandoned: turns it left queued or running.
     """
 
     place: str
-    served: float
     abandoned: int
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the server may live, in seconds, once it serves."""
+    """How long the server may live, in seconds, once it serves: short lives are more frequent."""
 
     shortest: float
     longest: float
+
+    def draw(self, rng: random.Random) -> float:
+        return self.shortest + (self.longest - self.shortest) * rng.random() ** 2
 
 
 def plan_blows(count: int, rng: random.Random, pace: Pace) -> list[Blow]:
@@ -76,10 +77,7 @@ def plan_blows(count: int, rng: random.Random, pace: Pace) -> list[Blow]:
     rng.shuffle(points)
     blows = [_trip(*points[number % len(points)], rng) for number in range(inside)]
     blows += [Blow(STARTING, rng.uniform(0.0, 0.5)) for _ in range(starting)]
-    blows += [
-        Blow(SERVING, rng.uniform(pace.shortest, pace.longest))
-        for _ in range(count - inside - starting)
-    ]
+    blows += [Blow(SERVING, pace.draw(rng)) for _ in range(count - inside - starting)]
     rng.shuffle(blows)
     return blows
 
@@ -118,13 +116,8 @@ class Campaign:
         place = blow.place
         if await self._start(blow, begun):
             await self._see_settled(begun)
-            serving = time.monotonic()
             place = await self._let_live(blow)
-            died = time.monotonic()
-            served = died - serving
-        else:
-            died, served = time.monotonic(), 0.0
-        kill = Kill(place, served, await self._examine(died))
+        kill = Kill(place, await self._examine(time.monotonic()))
         self.kills.append(kill)
         return kill
 
@@ -203,20 +196,31 @@ class Campaign:
                 return read_statuses(copy)
 
     async def _see_settled(self, begun: float) -> None:
-        """Note how long it took from the start until all that was left open was over."""
-        with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as books:
-            while left := _still_open(books, self._open):
-                if time.monotonic() - begun > SETTLED_WITHIN:
-                    break
-                await asyncio.sleep(0.01)
+        """Note how long it took from the start until all that was left open was over.
+
+        A server that has killed itself meanwhile leaves it to the next one.
+        """
+        left = self._left_open()
+        while left and self.server.running and time.monotonic() - begun <= SETTLED_WITHIN:
+            await asyncio.sleep(0.01)
+            left = self._left_open()
+        if not self.server.running:
+            return
         took = time.monotonic() - begun
         self._ledger.expect(OVER, not left, f"{took:.1f} s after a start these are open: {left}")
         self.settled.append(took)
         self._open = set()
 
-    @property
-    def _path(self) -> Path:
-        return (self.server.folder / DATABASE).absolute()
+    def _left_open(self) -> list[TurnKey]:
+        """Which of the turns that the last death left are not over."""
+        path = (self.server.folder / DATABASE).absolute()
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as books:
+                return [turn for turn in _read_open(books) if turn in self._open]
+        except sqlite3.OperationalError:  # one cannot look into what a dead server has left
+            if self.server.running:
+                raise
+            return []
 
 
 def check_file(books: sqlite3.Connection, ledger: Ledger) -> None:
@@ -235,11 +239,8 @@ def read_statuses(books: sqlite3.Connection) -> dict[TurnKey, str]:
     return {(session, number): status for session, number, status in rows}
 
 
-def _still_open(books: sqlite3.Connection, turns: set[TurnKey]) -> list[TurnKey]:
-    """Which of these turns are not over."""
-    if not turns:
-        return []
+def _read_open(books: sqlite3.Connection) -> list[TurnKey]:
     rows = books.execute(
         "SELECT session_id, number FROM turns WHERE status IN ('queued', 'running')"
     )
-    return [turn for turn in map(tuple, rows) if turn in turns]
+    return [(session, number) for session, number in rows]

@@ -45,7 +45,7 @@ class Orders:
     longest_reply: float = 3.0
     checkpoint_seconds: float = 1.0
     slack: float = 0.5
-    pace: Pace = field(default_factory=lambda: Pace(0.05, 2.0))
+    pace: Pace = field(default_factory=lambda: Pace(0.05, 3.5))
 
 
 @dataclass(frozen=True)
