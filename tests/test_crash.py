@@ -26,7 +26,7 @@ from crash.words import breaks_off, make_message, play, right_reply
 from rig.model_server import Call
 
 ORDERS = Orders(
-    kills=41, seed=6, longest_reply=2.0, checkpoint_seconds=0.2, slack=0.8, pace=Pace(0.05, 1.6)
+    kills=41, seed=6, longest_reply=2.0, checkpoint_seconds=0.2, slack=0.5, pace=Pace(0.05, 1.6)
 )
 
 pytestmark = pytest.mark.timeout(300)  # half a minute, unless the machine has much else to do
