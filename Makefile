@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check format bench lock clean
+.PHONY: run test check format bench crash lock clean
 
 run: .venv/run.stamp  ## serve on 127.0.0.1:5000 (or PORT) with the built-in model
 	@exec $(BIN)/turnkeeper serve --model eliza
@@ -25,6 +25,9 @@ format: .venv/dev.stamp
 
 bench: .venv/dev.stamp  ## figures against the floor and the tutorial's Flask program
 	$(BIN)/python -m bench $(ARGS)
+
+crash: .venv/dev.stamp  ## kill a server under load again and again (KILLS=50 SEED=…), audit its books
+	$(BIN)/python -m crash --kills $(or $(KILLS),50) $(if $(SEED),--seed $(SEED)) $(CRASH)
 
 lock: .venv/dev.stamp  ## renew the lock files from pyproject.toml
 	for group in build dev; do \

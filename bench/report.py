@@ -42,9 +42,12 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, frozen=True):
+    """A run's figures; the names of its charts' files begin with `prefix`."""
+
     machine: str
     rounds: int
     sections: list[Section]
+    prefix: str = "bench"
 
 
 def at_most(name: str, value: float, unit: str, goal: float) -> Figure:
@@ -97,7 +100,7 @@ def write_markdown(results: Results, path: Path) -> None:
     images.mkdir(exist_ok=True)
     for section in results.sections:
         if section.chart:
-            (images / file_name(section.chart)).write_text(draw(section.chart))
+            (images / file_name(results, section.chart)).write_text(draw(section.chart))
     text = path.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -118,14 +121,14 @@ def markdown(results: Results) -> str:
     for section in results.sections:
         parts.append(f"### {section.title}\n\n{section.method}")
         if section.chart:
-            link = f"{IMAGES}/{file_name(section.chart)}"
+            link = f"{IMAGES}/{file_name(results, section.chart)}"
             parts.append(f"![{section.chart.title}]({link})")
         parts.append(markdown_table(section.columns, section.rows))
     return "\n\n".join(parts)
 
 
-def file_name(chart: Chart) -> str:
-    return f"bench-{chart.name}.svg"
+def file_name(results: Results, chart: Chart) -> str:
+    return f"{results.prefix}-{chart.name}.svg"
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:

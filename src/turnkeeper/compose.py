@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -53,10 +53,19 @@ from turnkeeper.web.origins import Origins
 log = logging.getLogger(__name__)
 
 
-async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
+OpenDriver = Callable[[str, Durability], Awaitable[Driver]]
+
+
+async def serve(
+    config: Config,
+    announce: Callable[[str, str], None],
+    *,
+    opening: OpenDriver | None = None,
+) -> None:
     """Serve until told to stop.
 
     `announce` gets the address and the default model's id once requests are answered.
+    `opening` opens the database in the place of `open_driver`.
 
     Raises:
         ConfigError: the server cannot start as it is configured.
@@ -64,7 +73,7 @@ async def serve(config: Config, announce: Callable[[str, str], None]) -> None:
     _allow_open_files()
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_parts(config) as parts:
+        async with open_parts(config, opening) as parts:
             web = _web(parts, config)
             _calm_collector()
 
@@ -142,7 +151,7 @@ def _calm_collector() -> None:
 
 
 @asynccontextmanager
-async def open_parts(config: Config) -> AsyncIterator[Parts]:
+async def open_parts(config: Config, opening: OpenDriver | None = None) -> AsyncIterator[Parts]:
     """The engine and its siblings over store and providers, with everything abandoned settled."""
     async with open_roster(config) as roster:
         offers = roster.make_offers()
@@ -151,7 +160,7 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
         for warning in check_deployments(config.all_deployments(), offers, absences):
             log.warning("%s", warning)
-        driver = await open_driver(config.database, config.durability)
+        driver = await (opening or open_driver)(config.database, config.durability)
         store, documents = SqlStore(driver), SqlDocuments(driver)
         try:
             with _starting():

@@ -336,8 +336,14 @@ def _is_damage(error: sqlite3.Error) -> bool:
 # --- Opening -----------------------------------------------------------------------------------
 
 
-def open_sqlite(path: Path, durability: Durability = "power") -> SqliteDriver:
+def open_sqlite(
+    path: Path,
+    durability: Durability = "power",
+    wrap: Callable[[sqlite3.Connection], sqlite3.Connection] = lambda writer: writer,
+) -> SqliteDriver:
     """Open, lock and migrate the database at `path`; creates it if there is none.
+
+    The driver writes through what `wrap` makes of its connection.
 
     Raises:
         ConfigError: another server has it, it is not ours, it is newer than this program, or it
@@ -364,7 +370,7 @@ def open_sqlite(path: Path, durability: Durability = "power") -> SqliteDriver:
     except BaseException:
         lock.close()
         raise
-    return SqliteDriver(path, writer, lock)
+    return SqliteDriver(path, wrap(writer), lock)
 
 
 def _make_private(path: Path) -> None:
