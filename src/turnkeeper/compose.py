@@ -16,6 +16,7 @@ import uvicorn
 from turnkeeper.accounts import ADMIN, Accounts, LoginRules
 from turnkeeper.config import LOOPBACK, Config
 from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Store
+from turnkeeper.counts import Counts
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import (
@@ -28,7 +29,6 @@ from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.keeper import Keeper
 from turnkeeper.library import Library
-from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
 from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
@@ -156,14 +156,18 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             accounts = await _open_accounts(SqlAccounts(driver), config)
-            parts = await _assemble(store, documents, offers, accounts, config)
-            keeping = asyncio.create_task(Keeper(store, now=_now).run())
+            counts = Counts(await store.list_counts())
+            plans = Plans(offers, counts)
+            parts = await _assemble(store, documents, plans, accounts, config)
+            keeper = Keeper(store, counts, now=_now)
+            keeping = asyncio.create_task(keeper.run())
             try:
                 yield parts
             finally:
                 keeping.cancel()
                 await asyncio.wait({keeping})
                 await parts.engine.drain(0)
+                await keeper.keep_counts()
                 if accounts is not None:
                     accounts.close()
         finally:
@@ -173,11 +177,11 @@ async def open_parts(config: Config) -> AsyncIterator[Parts]:
 async def _assemble(
     store: Store,
     documents: DocumentStore,
-    offers: Offers,
+    plans: Plans,
     accounts: Accounts | None,
     config: Config,
 ) -> Parts:
-    plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
+    entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
 
     def new_id(make: Callable[[int, int], str] = make_session_id) -> str:

@@ -53,6 +53,7 @@ ProviderFault = Literal[
     "provider_malformed",
     "provider_cut_off",
     "provider_empty_reply",
+    "context_length_exceeded",
 ]
 
 
@@ -216,6 +217,8 @@ class ProviderError(TurnkeeperError):
         code: which of the `ProviderFault`s it was.
         retryable: whether the same call may succeed a moment later.
         retry_after: seconds the provider asked us to wait, if it did.
+        prompt_tokens: what it counted in a prompt that was too long, if it said so.
+        context_window: the tokens its model holds, if it said so then.
     """
 
     RETRYABLE: ClassVar[frozenset[ProviderFault]] = frozenset(
@@ -231,12 +234,20 @@ class ProviderError(TurnkeeperError):
     )
 
     def __init__(
-        self, code: ProviderFault, sentence: str, retry_after: float | None = None
+        self,
+        code: ProviderFault,
+        sentence: str,
+        retry_after: float | None = None,
+        *,
+        prompt_tokens: int | None = None,
+        context_window: int | None = None,
     ) -> None:
         super().__init__(sentence)
         self.code = code
         self.retryable = code in self.RETRYABLE
         self.retry_after = retry_after
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
 
 
 class TurnEnded(TurnkeeperError):

@@ -68,6 +68,8 @@ HIDE_FROM = (
     f"INSERT INTO hidden_items ({_ITEM}, branch) SELECT {_ITEM}, CAST(? AS BIGINT) FROM {_FROM}"
 )
 REMOVE_FROM = f"DELETE FROM {_FROM}"
+# One that tells of what is hidden now.
+DROP_SUMMARY = "DELETE FROM summaries WHERE session_id = ? AND turn >= ?"
 BRING_BACK = f"INSERT INTO items ({_ITEM}) SELECT {_ITEM} FROM {_BRANCH}"
 REMOVE_BRANCH = f"DELETE FROM {_BRANCH}"
 ADD_SUMS = """
@@ -167,6 +169,7 @@ def _hide(session_id: str, turn: int) -> Transaction[Row]:
     sums = yield SUMS_FROM, (session_id, turn)
     yield HIDE_FROM, (turn, session_id, turn)
     yield REMOVE_FROM, (session_id, turn)
+    yield DROP_SUMMARY, (session_id, turn)
     return [int(value) for value in sums[0]]
 
 
