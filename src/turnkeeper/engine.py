@@ -77,7 +77,7 @@ class Engine:
         """
         self._store = store
         self._policy = policy
-        self._maker = Maker(policy, jitter=jitter)
+        self._maker = Maker(policy, store, plans.counts, jitter=jitter)
         self._now = now
         self._new_id = new_id
         self._offers = offers.by_id
@@ -266,7 +266,8 @@ class Engine:
             raise InvalidRequest("The deployment has no prompt to generate from")
         first = plan.candidates[0]
         room = first.room + plan.frame_weight
-        prompt.check_room(first.offer.model, room, plan.frame_weight, "prompt")
+        rate = first.bytes_per_token
+        prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
         task = self._loop.create_task(self._maker.make(work, History((), 0, 0)))

@@ -124,7 +124,8 @@ class Sessions:
         plan = self._plans.make(basis)
         first = plan.candidates[0]
         room = first.room + plan.frame_weight
-        prompt.check_room(first.offer.model, room, plan.frame_weight + 1, "prompt")
+        weight, rate = plan.frame_weight + 1, first.bytes_per_token
+        prompt.check_room(first.offer.model, room, weight, rate, "prompt")
 
     async def get(self, owner: str, session: SessionChoice, *, scope: str | None = None) -> Session:
         """A session; with `scope` only one of that deployment.

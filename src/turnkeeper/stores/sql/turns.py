@@ -275,7 +275,7 @@ TURN_STATUS = "SELECT status FROM turns WHERE session_id = ? AND number = ?"
 END_TURN = """
 UPDATE turns SET status = ?, model = COALESCE(?, model), finished_at = ?, prompt_tokens = ?,
     completion_tokens = ?, usage_estimated = ?, error_code = ?, error = ?, retry_after = ?,
-    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?
+    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?, summarised = ?
 WHERE session_id = ? AND number = ?
 """
 
@@ -351,7 +351,7 @@ def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
             *((failure.code, failure.sentence) if failure else (None, None)),
             failure.retry_after if failure else None,
             *((context.messages_sent, context.messages_dropped) if context else (None, None)),
-            context.estimated_tokens if context else None,
+            *((context.estimated_tokens, int(context.summarised)) if context else (None, None)),
             *place,
         ),
     )
@@ -453,7 +453,7 @@ def next_turn(owner: str, session_id: str, after: int) -> Transaction[NextTurn]:
 GET_TURN = """
 SELECT t.status, t.model, t.created_at, t.finished_at, t.prompt_tokens, t.completion_tokens,
     t.usage_estimated, t.error_code, t.error, t.retry_after, t.messages_sent,
-    t.messages_dropped, t.estimated_tokens
+    t.messages_dropped, t.estimated_tokens, t.summarised
 FROM turns t JOIN sessions s ON s.id = t.session_id
 WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
 """

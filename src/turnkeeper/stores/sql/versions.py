@@ -75,6 +75,8 @@ HIDE_FROM = (
     f"INSERT INTO hidden_items ({_ITEM}, branch) SELECT {_ITEM}, CAST(? AS BIGINT) FROM {_FROM}"
 )
 REMOVE_FROM = f"DELETE FROM {_FROM}"
+# One that tells of what is hidden now.
+DROP_SUMMARY = "DELETE FROM summaries WHERE session_id = ? AND turn >= ?"
 BRING_BACK = f"INSERT INTO items ({_ITEM}) SELECT {_ITEM} FROM {_BRANCH}"
 REMOVE_BRANCH = f"DELETE FROM {_BRANCH}"
 ADD_SUMS = """
@@ -210,6 +212,7 @@ def _hide(session_id: str, turn: int, last: int | None = None) -> Transaction[Ro
     sums = yield SUMS_FROM, part
     yield HIDE_FROM, (turn, *part)
     yield REMOVE_FROM, part
+    yield DROP_SUMMARY, (session_id, turn)
     return [int(value) for value in sums[0]]
 
 
