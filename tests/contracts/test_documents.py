@@ -111,8 +111,8 @@ async def test_what_has_a_key_is_made_once(documents: DocumentStore) -> None:
 
     [id_] = {*await asyncio.gather(*(make() for _ in range(20)))}
     assert len(await documents.list_documents("ann")) == 1
+    other = msgspec.structs.replace(key, request="another")
     with pytest.raises(KeyReused):
-        other = msgspec.structs.replace(key, request="another")
         await documents.create_document("ann", document_id(), "Doc", [], NOW, key=other)
     await documents.delete_document("ann", id_, NOW)
     with pytest.raises(DocumentNotFound):

@@ -100,10 +100,11 @@ _HOW_IT_IS_SENT = ("stream", "stream_options")
 def tell_apart(line: str, body: bytes) -> str:
     """What is the same for two requests if they ask for the same.
 
-    White space and the order of fields make no difference in JSON, so they make none here.
+    White space and the order of fields make no difference in JSON, so they make none here. No
+    body is an object without fields.
     """
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(body) if body.strip() else {}
         if isinstance(value, dict):
             value = {name: value[name] for name in value if name not in _HOW_IT_IS_SENT}
         body = msgspec.json.encode(value, order="sorted")
