@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ from tests.contracts.test_store_once import key
 from tests.contracts.test_store_sessions import a_session
 from tests.test_engine import WORDS, running, take, until
 from turnkeeper.compose import open_store
-from turnkeeper.contracts import BegunTurn
+from turnkeeper.contracts import BegunTurn, IdlePage
 from turnkeeper.domain import ByAlias, TurnStatus
 from turnkeeper.engine import Engine
 from turnkeeper.errors import StoreUnavailable
@@ -58,14 +59,43 @@ async def test_keys_are_forgotten_after_a_day(tmp_path: Path) -> None:
         return (await store.create_session(again)).id == first[number].id
 
     now = NOW + KEY_MILLISECONDS
-    await keeper.begin_round()
+    await keeper.tidy()
     assert await known(0)
     now += STEP + 1  # all but the last are older than a day, which is more than one step
-    await keeper.begin_round()
+    await keeper.tidy()
     assert await known(STEP + 1)
     assert not await known(STEP)
     assert not await known(0)
     await store.close()
+
+
+async def test_a_long_walk_does_not_hold_up_strays() -> None:
+    """However many sessions there are, a stray is settled within seconds."""
+    time, looks = 0.0, list[float]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal time
+        time += seconds
+        await asyncio.sleep(0)
+
+    async def look() -> int:
+        looks.append(time)
+        return 0
+
+    class Endless:
+        """A store with no end of sessions, as far as the keeper sees."""
+
+        async def find_idle(self, *_: object) -> IdlePage:
+            return IdlePage([], "more")
+
+        async def drop_keys(self, *_: object) -> int:
+            return 0
+
+    keeper = Keeper(Endless(), look, now=lambda: NOW, sleep=sleep)  # type: ignore[arg-type]
+    keeping = asyncio.ensure_future(keeper.run())
+    await until(lambda: len(looks) == 4)
+    keeping.cancel()
+    assert max(later - before for before, later in pairwise(looks)) <= 5
 
 
 # --- Strays ------------------------------------------------------------------------------------
