@@ -216,10 +216,11 @@ class EndedTurn(msgspec.Struct, frozen=True):
 
 
 class NextTurn(msgspec.Struct, frozen=True):
-    """Where a session's turns go on: the number of the next one, if any, and of the newest."""
+    """Where a session's turns go on: the numbers of the next, the newest and the running one."""
 
     next: int | None
     newest: int
+    running: int | None = None
 
 
 class StoredReply(msgspec.Struct, frozen=True):
@@ -412,6 +413,16 @@ class Store(Protocol):
             TurnNotFound: there is no turn to be `retried`.
             NotRetryable: it was completed, or its words have been answered anew.
             KeyReused: the key was used for another request.
+        """
+        ...
+
+    async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
+        """What was said in a turn, in order, also if another version stands in its place.
+
+        Empty for a turn that is not there.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
         """
         ...
 

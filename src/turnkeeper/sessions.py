@@ -17,6 +17,7 @@ from turnkeeper.domain import (
     ChatConfig,
     IdempotencyKey,
     Kept,
+    ListedItem,
     Message,
     MessageRef,
     Session,
@@ -24,6 +25,7 @@ from turnkeeper.domain import (
     SessionChoice,
     SessionFilter,
     SessionSummary,
+    TurnRef,
     Version,
     check_text,
 )
@@ -232,6 +234,10 @@ class Sessions:
             await self.get(owner, session, scope=scope)
         gone = await self._store.delete_session(owner, session, if_stamp=if_stamp)
         self._engine.stop_gone(gone)
+
+    async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
+        """What was said in a turn, listed or not; see `Store.list_words`."""
+        return await self._store.list_words(owner, ref)
 
     async def list_versions(
         self, owner: str, session: SessionChoice, message: MessageRef

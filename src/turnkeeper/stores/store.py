@@ -145,6 +145,9 @@ class SqlStore:
     async def begin_version(self, new: NewVersion) -> BegunTurn | TurnRef:
         return await self._driver.write(lambda: versions.begin_version(new), long=True)
 
+    async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
+        return await self._driver.read(lambda: versions.list_words(owner, ref))
+
     async def list_versions(
         self, owner: str, session: SessionChoice, message: MessageRef
     ) -> Sequence[Version]:

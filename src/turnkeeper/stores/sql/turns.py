@@ -29,7 +29,7 @@ from turnkeeper.errors import (
     TurnNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_basis
-from turnkeeper.stores.sql.idempotency import find_made, keep_made
+from turnkeeper.stores.sql.idempotency import claim, keep_made
 from turnkeeper.stores.sql.rows import (
     Row,
     Transaction,
@@ -86,17 +86,17 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)
 
 
 def begin_turn(new: NewTurn) -> Transaction[BegunTurn | TurnRef]:
-    begun = yield from find_begun(new.key)
+    begun = yield from claim_turn(new.key, new.now)
     if begun is not None:
         return begun
     stored = yield from _begin_turn(new)
-    yield from keep_made(new.key, stored.turn.ref.id, new.now)
+    yield from keep_made(new.key, stored.turn.ref.id)
     return stored
 
 
-def find_begun(key: IdempotencyKey | None) -> Transaction[TurnRef | None]:
+def claim_turn(key: IdempotencyKey | None, now: int) -> Transaction[TurnRef | None]:
     """The turn that was begun under a key; None if none was yet."""
-    made = yield from find_made(key)
+    made = yield from claim(key, now)
     return None if made is None else parse_turn_id(made)
 
 
@@ -435,7 +435,8 @@ def settle_abandoned(now: int) -> Transaction[int]:
 # --- Following a session -----------------------------------------------------------------------
 
 NEXT_TURN = """
-SELECT s.turns, (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
+SELECT s.turns, s.running,
+    (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
 FROM sessions s WHERE s.owner = ? AND s.id = ?
 """
 
@@ -444,8 +445,8 @@ def next_turn(owner: str, session_id: str, after: int) -> Transaction[NextTurn]:
     rows = yield NEXT_TURN, (after, owner, session_id)
     if not rows:
         raise SessionNotFound("Session not found")
-    newest, following = rows[0]
-    return NextTurn(following, newest)
+    newest, running, following = rows[0]
+    return NextTurn(following, newest, running)
 
 
 # --- Reading -----------------------------------------------------------------------------------
