@@ -126,6 +126,21 @@ async def test_nothing_is_both_summarised_and_shown_nor_is_anything_neither(
         assert (f"user: n{number:04d}" in told) != any(f"n{number:04d}" in text for text in rest)
 
 
+async def test_what_a_summary_tells_of_is_not_shown_again_when_there_is_more_room(
+    parts: Parts, model_server: ModelServer
+) -> None:
+    model_server.script = summariser
+    session = await a_session(parts, **SMALL)
+    await say(parts, session, 20)
+    for _ in range(40):
+        parts.engine._plans.counts.learn("small", 60_000, 10_000)
+    await say(parts, session, 1, first=20)
+    _, *rest = shown(model_server)
+    told = "".join(summaries(model_server))
+    both = [n for n in range(20) if f"user: n{n:04d}" in told and f"n{n:04d}" in "".join(rest)]
+    assert both == []
+
+
 async def test_a_session_of_thousands_of_messages_is_summarised_in_few_calls(
     parts: Parts, model_server: ModelServer
 ) -> None:
