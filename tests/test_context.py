@@ -71,7 +71,7 @@ async def a_long_session(parts: Parts, turns: int, **blueprint: Any) -> ById:
         for role in ("user", "assistant")
     ]
     request = SessionRequest(deployment=name, messages=tuple(said))
-    return ById((await parts.sessions.create("ann", request)).id)
+    return ById((await parts.sessions.create("ann", request)).thing.id)
 
 
 # --- Summaries ---------------------------------------------------------------------------------
@@ -236,13 +236,13 @@ async def test_a_summary_goes_with_what_it_tells_of(
     store = parts.engine._store
     session = await a_session(parts, **SMALL)
     await say(parts, session, 8)
-    again = await parts.engine.answer_anew("ann", session)
+    again = (await parts.engine.answer_anew("ann", session)).reply
     await again.completed()
     assert await store.get_summary(session.id) is not None
-    fork = await parts.sessions.fork("ann", session, None)
+    fork = (await parts.sessions.fork("ann", session, None)).thing
     assert await store.get_summary(fork.id) is None
     place = MessageRef(session.id, 1, 0)
-    edited = await parts.engine.edit_message("ann", session, place, "other words")
+    edited = (await parts.engine.edit_message("ann", session, place, "other words")).reply
     await edited.completed()
     assert await store.get_summary(session.id) is None
     assert shown(model_server) == ["other words"]

@@ -57,11 +57,11 @@ async def send_long(send: Send, answer: LongAnswer, extra: Headers) -> None:
 async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: Headers) -> None:
     """Send a reply's events until it ends or the client goes away, which stops nothing else."""
     follower = stream.follow()
-    await send(_start_of(stream, extra))
     gone = asyncio.ensure_future(disconnected(receive))
     gone.add_done_callback(lambda _: follower.nudge())
     silence = _Silence(follower.nudge)
     try:
+        await send(_start_of(stream, extra))
         while not gone.done():
             events = await follower.next()
             data = _join([stream.encode(event) for event in events])
