@@ -24,7 +24,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev.stamp  ## figures against the floor and the tutorial's Flask program
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ARGS)
 
 crash: .venv/dev.stamp  ## kill a server under load again and again (KILLS=50 SEED=…), audit its books
 	$(BIN)/python -m crash --kills $(or $(KILLS),50) $(if $(SEED),--seed $(SEED)) $(CRASH)

@@ -11,12 +11,15 @@ from typing import NoReturn
 import click
 import msgspec
 
+from bench.costs import promises
 from bench.machine import allow_open_files, description
-from bench.measures import FLASK, FLOOR, MEASURES, OURS, Run
+from bench.measures import FLASK, FLOOR, OURS, Run
+from bench.measures import MEASURES as COMPARISONS
 from bench.report import Results, check_markdown, show, write_markdown
 from bench.servers import BenchError, Place
 
 SERVERS = (FLOOR, FLASK, OURS)
+MEASURES = COMPARISONS | {"i": promises}
 
 
 class Chosen(click.ParamType[list[str]]):
@@ -38,7 +41,7 @@ class Chosen(click.ParamType[list[str]]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to h.")
+@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to i.")
 @click.option("--servers", type=Chosen(SERVERS), help="Only these of floor,flask,turnkeeper.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: does it run, not how fast.")
@@ -61,13 +64,14 @@ def main(
     c  time to first token    g  memory at rest and after 10,000 sessions
     d  turns in sessions of 10 to 10,000 messages
     h  pages and forks, of few sessions and messages and of many
+    i  what the promises cost: idempotency, checkpoints, detachment
     """
     if page and (wrong := check_markdown(page)):
         raise click.UsageError(wrong)
     servers = servers or list(SERVERS)
     measures = only or list(MEASURES)
     if OURS not in servers:  # only Turnkeeper's cost could depend on what it keeps
-        measures = [measure for measure in measures if measure not in "dh"]
+        measures = [measure for measure in measures if measure not in "dhi"]
     if "f" in measures and servers == [FLASK]:
         measures.remove("f")  # it holds as many as it has threads
     allow_open_files()

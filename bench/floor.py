@@ -5,6 +5,7 @@ request and one of the model's answer; a stream is passed through unread, each r
 """
 
 import sys
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
@@ -63,21 +64,8 @@ class Floor:
         if scope["path"] != "/api/chat":
             await answer(send, b"{}")
             return
-        body = b""
-        more = True
-        while more:
-            part = await receive()
-            body += part.get("body", b"")
-            more = part.get("more_body", False)
-        request = READ_REQUEST.decode(body)
-        if self.client is None:  # made here, on the running loop: there is no lifespan
-            self.client = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), headers=MODEL_HEADERS
-            )
-        upstream = ENCODER.encode(
-            ModelRequest("bench-model", [Message("user", request.message)], request.stream)
-        )
-        async with self.client.post(self.url, data=upstream) as reply:
+        request = READ_REQUEST.decode(await whole_body(receive))
+        async with self.ask_model(request) as reply:
             reply.raise_for_status()
             if request.stream:
                 await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
@@ -89,6 +77,28 @@ class Floor:
         text = parsed.choices[0].message.content
         await answer(send, ENCODER.encode(ChatAnswer(parsed.model, text, "floor")))
 
+    def ask_model(
+        self, request: ChatRequest
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self.client is None:  # made here, on the running loop: there is no lifespan
+            self.client = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), headers=MODEL_HEADERS
+            )
+        upstream = ENCODER.encode(
+            ModelRequest("bench-model", [Message("user", request.message)], request.stream)
+        )
+        return self.client.post(self.url, data=upstream)
+
+
+async def whole_body(receive: Any) -> bytes:
+    body = b""
+    more = True
+    while more:
+        part = await receive()
+        body += part.get("body", b"")
+        more = part.get("more_body", False)
+    return body
+
 
 async def answer(send: Any, body: bytes) -> None:
     headers = [*JSON, (b"content-length", str(len(body)).encode())]
@@ -96,17 +106,22 @@ async def answer(send: Any, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def main(model_url: str, port: str) -> None:
+def serve(program: Any, port: int) -> None:
     config = uvicorn.Config(
-        Floor(model_url),
-        port=int(port),
+        program,
+        port=port,
         loop="uvloop",
         http="httptools",
+        interface="asgi3",
         lifespan="off",
         access_log=False,
         log_level="warning",
     )
     uvicorn.Server(config).run()
+
+
+def main(model_url: str, port: str) -> None:
+    serve(Floor(model_url), int(port))
 
 
 if __name__ == "__main__":

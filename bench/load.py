@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from typing import cast
+from uuid import uuid4
 
 import httptools
 import msgspec
@@ -32,12 +33,20 @@ class LoadError(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where the turns go. `direct` is the model server itself, in its own format."""
+    """Where the turns go, and how.
+
+    Attributes:
+        direct: to the model server itself, in its own format.
+        keyed: each under an idempotency key of its own.
+        detached: the way of `bench.detached`, where that is the server.
+    """
 
     port: int
     pids: list[int]
     expected: str
     direct: bool = False
+    keyed: bool = False
+    detached: bool = False
 
 
 class Turns(msgspec.Struct, frozen=True, tag=True):
@@ -49,13 +58,23 @@ class Turns(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class Bursts(msgspec.Struct, frozen=True, tag=True):
+    """Turns in bursts on each of the targets in turn, so many `times` and once uncounted before."""
+
+    targets: list[Target]
+    clients: int
+    seconds: float
+    times: int
+
+
 class Streams(msgspec.Struct, frozen=True, tag=True):
-    """Streamed turns: so many for each client, after one that is not counted."""
+    """Streamed turns: so many for each client, after one that is not counted if it is to `warm`."""
 
     target: Target
     clients: int
     each: int
     stagger: float  # seconds between the clients' first counted turns
+    warm: bool = True
 
 
 class Visits(msgspec.Struct, frozen=True, tag=True):
@@ -82,7 +101,7 @@ class Hold(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
-Job = Turns | Streams | Visits | Hold
+Job = Turns | Bursts | Streams | Visits | Hold
 
 
 class Outcome(msgspec.Struct, tag=True):
@@ -97,6 +116,7 @@ class Outcome(msgspec.Struct, tag=True):
     held: int = 0  # streams that were open at once, from the first counted moment to the last
     errors: list[str] = []
     memory: float = 0.0  # MiB of the server with all streams open
+    costs: list[list[float]] = []  # server's CPU seconds for a turn: of each target, by burst
     delays: list[float] = []  # seconds from the model server's write of a delta to its arrival
 
 
@@ -260,6 +280,7 @@ class Client:
         self.connection: Connection | None = None
         self.session_id = ""
         path = "/v1/chat/completions" if target.direct else "/api/chat"
+        path += "?detached" * target.detached
         self.head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
             "Content-Type: application/json\r\nContent-Length: "
@@ -291,7 +312,8 @@ class Client:
                 Connection, "127.0.0.1", self.target.port
             )
         body = self.body()
-        self.connection.send(b"%b%d\r\n\r\n%b" % (self.head, len(body), body), exchange)
+        key = b"\r\nIdempotency-Key: %b" % str(uuid4()).encode() if self.target.keyed else b""
+        self.connection.send(b"%b%d%b\r\n\r\n%b" % (self.head, len(body), key, body), exchange)
         await exchange.done
 
     def body(self) -> bytes:
@@ -346,9 +368,32 @@ async def run_turns(job: Turns, outcome: Outcome) -> Outcome:
     return counted
 
 
+async def run_bursts(job: Bursts, outcome: Outcome) -> Outcome:
+    ways = [[Client(target, outcome) for _ in range(job.clients)] for target in job.targets]
+    numbers = {client: number for clients in ways for number, client in enumerate(clients)}
+    costs: list[list[float]] = [[] for _ in ways]
+
+    async def keep_busy(client: Client, until: float) -> None:
+        while time.monotonic() < until:
+            await client.sessions_of_seven(1, first=numbers[client])
+            numbers[client] += 1
+
+    for time_ in range(job.times + 1):
+        order = list(zip(job.targets, ways, costs, strict=True))
+        for target, clients, cost in order[:: -1 if time_ % 2 else 1]:  # nobody always the first
+            cpu, turns = cpu_seconds(target.pids), outcome.turns
+            until = time.monotonic() + job.seconds
+            await together(keep_busy(client, until) for client in clients)
+            if time_:
+                cost.append((cpu_seconds(target.pids) - cpu) / (outcome.turns - turns))
+    outcome.costs = costs
+    return outcome
+
+
 async def run_streams(job: Streams, outcome: Outcome) -> Outcome:
     clients = [Client(job.target, outcome, streamed=True) for _ in range(job.clients)]
-    await together(client.take_turn() for client in clients)
+    if job.warm:
+        await together(client.take_turn() for client in clients)
 
     async def later(number: int, client: Client) -> None:
         await asyncio.sleep(number * job.stagger)
@@ -420,6 +465,8 @@ async def run(job: Job) -> Outcome:
         match job:
             case Turns():
                 return await run_turns(job, outcome)
+            case Bursts():
+                return await run_bursts(job, outcome)
             case Streams():
                 return await run_streams(job, outcome)
             case Visits():

@@ -85,7 +85,7 @@ class Place:
     def server(
         self, name: str, model_url: str, environment: dict[str, str] | None = None
     ) -> Iterator[Server]:
-        """One of "floor", "flask" and "turnkeeper", alone on its core, with nothing stored."""
+        """One that `recipe` knows, on the servers' core, with nothing stored."""
         port = free_port()
         with TemporaryDirectory(dir=self.directory, prefix=name) as kept:
             command, variables, ready = recipe(name, port, model_url, Path(kept))
@@ -144,8 +144,8 @@ def recipe(
 ) -> tuple[list[str], dict[str, str], str]:
     """How a server is started: its command, its environment, and the path that shows it is up."""
     match name:
-        case "floor":
-            command = [sys.executable, "-m", "bench.floor", model_url, str(port)]
+        case "floor" | "detached":
+            command = [sys.executable, "-m", f"bench.{name}", model_url, str(port)]
             return command, {}, "/health/ready"
         case "flask":
             command = [str(BIN / "gunicorn"), "bench.flask_program:app", f"--bind=127.0.0.1:{port}"]

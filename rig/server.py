@@ -9,23 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-SERVE = ("turnkeeper", "serve")
-
 
 class Server:
     """`turnkeeper serve` in a folder of its own; `start` again after it has ended.
 
-    Attributes:
-        program: the module that is run, and its first words. May be changed between two starts,
-            as `env` may.
-        log: all it has said, every time it ran.
-        url: where it listened last.
+    `under` are the words of another program that starts it, in front of its own; `program` is
+    what stands in place of `-m turnkeeper`.
     """
 
-    def __init__(self, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
-        self.program: Sequence[str] = SERVE
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "turnkeeper"),
+    ) -> None:
         self.folder = folder
         self.options = options
+        self.under = under
+        self.program = program
         self.env = {
             "PATH": os.environ["PATH"],
             "PORT": "0",
@@ -43,7 +46,7 @@ class Server:
             RuntimeError: it ended instead; the message holds what it said.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *self.program, *self.options],
+            [*self.under, sys.executable, *self.program, "serve", *self.options],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,

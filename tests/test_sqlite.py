@@ -4,11 +4,13 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.contracts.test_store import NOW, a_turn, completed, publish
+from turnkeeper.contracts import Durability
 from turnkeeper.domain import ByAlias, Ending, TurnStatus
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores.sql.rows import Transaction
@@ -161,6 +163,48 @@ async def test_a_file_that_was_deleted_is_not_made_anew(
     with pytest.raises(StoreUnavailable):
         await store.ping()
     assert not (tmp_path / "t.db").exists()
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("process", 1)])
+async def test_durability_says_whether_a_commit_waits_for_the_disk(
+    tmp_path: Path, durability: Durability, synchronous: int
+) -> None:
+    """https://www.sqlite.org/pragma.html#pragma_synchronous: 2 is FULL, 1 is NORMAL."""
+    driver = open_sqlite(tmp_path / "d.db", durability)
+    assert driver._writer.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+    await driver.close()
+
+
+async def test_a_log_that_had_to_grow_is_cut_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While someone reads, as a backup does, the log cannot begin anew."""
+    monkeypatch.setattr("turnkeeper.stores.sqlite._LOG_LIMIT", 5_000_000)
+    driver = open_sqlite(tmp_path / "g.db")
+    with closing(sqlite3.connect(tmp_path / "g.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM sessions").fetchone()
+        for _ in range(100):
+            await driver.write(lambda: write("x" * 100_000))
+    log = tmp_path / "g.db-wal"
+    assert log.stat().st_size > 9_000_000
+    for _ in range(3):
+        await driver.write(lambda: write("y"))
+    assert log.stat().st_size <= 5_000_000
+    await driver.close()
+
+
+async def test_what_was_full_is_failing_until_a_write_works(
+    driver: SqliteDriver, store: SqlStore
+) -> None:
+    await store.ping()
+    limit_pages(driver, 0)
+    with pytest.raises(StoreUnavailable):
+        await store.begin_turn(a_turn("x" * 100_000))
+    assert driver.failing
+    limit_pages(driver, 1000)
+    await store.ping()  # writes, and finds that it works
+    assert not driver.failing
 
 
 async def test_closing_waits_for_what_was_begun(tmp_path: Path) -> None:

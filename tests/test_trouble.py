@@ -34,7 +34,7 @@ async def running(
 
 
 async def ended(engine: Engine) -> Reply:
-    reply = await engine.take_turn("ann", None, "hi")
+    reply = (await engine.take_turn("ann", None, "hi")).reply
     await reply.wait()
     return reply
 
@@ -157,7 +157,7 @@ async def test_during_a_short_limit_turns_wait_and_are_made(
     wait = limited({"retry-after-ms": "300"})
     model_server.script = lambda call: wait if call.number == 1 else Plan()
     async with running(tmp_path, model_server) as engine:
-        first = await engine.take_turn("ann", None, "hi")
+        first = (await engine.take_turn("ann", None, "hi")).reply
         await model_server.wait_for_calls(1)
         replies = await asyncio.gather(*(ended(engine) for _ in range(20)))
         await first.completed()
@@ -216,7 +216,7 @@ async def test_cancelled_turns_are_no_failures(tmp_path: Path, model_server: Mod
     model_server.script = lambda _: Plan(deltas=("half", "x"), at={1: Hang()})
     async with running(tmp_path, model_server) as engine:
         for number in range(1, 11):
-            reply = await engine.take_turn("ann", None, "hi")
+            reply = (await engine.take_turn("ann", None, "hi")).reply
             await model_server.wait_for_calls(number)
             await engine.cancel_turn("ann", reply.turn.ref)
         model_server.script = lambda _: Plan()

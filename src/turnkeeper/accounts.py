@@ -135,11 +135,13 @@ class Accounts:
             return None
         login, user = found
         now = self._now()
-        if now - login.created_at > self._rules.lifetime or now - login.seen_at > self._rules.idle:
+        # Either way: if it is from the future, the clock was put back since.
+        age, idle = abs(now - login.created_at), abs(now - login.seen_at)
+        if age > self._rules.lifetime or idle > self._rules.idle:
             with suppress(StoreUnavailable):
                 await self._store.end_login(hash_)
             return None
-        if now - login.seen_at >= min(_SEEN_EVERY, self._rules.idle // 10):
+        if idle >= min(_SEEN_EVERY, self._rules.idle // 10):
             with suppress(StoreUnavailable):  # what only reads goes on while the disk is full
                 await self._store.touch_login(hash_, now)
         return user

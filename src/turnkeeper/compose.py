@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from turnkeeper.accounts import ADMIN, Accounts, LoginRules
+from turnkeeper.clock import Rising
 from turnkeeper.config import LOOPBACK, Config
 from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Store
 from turnkeeper.deployments import Deployments
@@ -162,11 +163,12 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
         driver = await (opening or open_driver)(config.database, config.durability)
         store, documents = SqlStore(driver), SqlDocuments(driver)
         try:
-            settled = await _settle(store)
+            with _starting():
+                settled = await store.settle_abandoned(_now())
+                accounts = await _open_accounts(SqlAccounts(driver), config)
+                parts = await _assemble(store, documents, offers, accounts, config)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            accounts = await _open_accounts(SqlAccounts(driver), config)
-            parts = await _assemble(store, documents, offers, accounts, config)
             keeping = asyncio.create_task(Keeper(store, parts.engine.settle_strays, now=_now).run())
             try:
                 yield parts
@@ -180,6 +182,15 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
             await store.close()
 
 
+@contextmanager
+def _starting() -> Iterator[None]:
+    """A database that fails now keeps the server from starting."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise ConfigError(f"The database cannot be written: {error.__cause__ or error}") from error
+
+
 async def _assemble(
     store: Store,
     documents: DocumentStore,
@@ -189,9 +200,10 @@ async def _assemble(
 ) -> Parts:
     plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
     default = entries[0].name
+    microseconds = Rising(lambda: time.time_ns() // 1000)
 
     def new_id(make: Callable[[int, int], str] = make_session_id) -> str:
-        return make(time.time_ns() // 1000, random.bits(76))
+        return make(microseconds(), random.bits(76))
 
     deployments = Deployments(
         store, offers, plans, default, now=_now, new_id=lambda: make_revision_id(random.bits(130))
@@ -229,10 +241,7 @@ async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None
         return None
     rules = LoginRules(config.login_idle * 1000, config.login_lifetime * 1000)
     accounts = Accounts(store, now=_now, rules=rules)
-    try:
-        await accounts.set_admin_key(config.admin_key)
-    except StoreUnavailable as error:
-        raise ConfigError(f"The database cannot be written: {error.__cause__ or error}") from error
+    await accounts.set_admin_key(config.admin_key)
     if not await accounts.can_anyone_enter():
         raise ConfigError(NOBODY_CAN_ENTER)
     if config.admin_key is not None:
@@ -247,13 +256,6 @@ NOBODY_CAN_ENTER = (
     " `turnkeeper users create NAME`, or set TURNKEEPER_ADMIN_KEY; or say --auth off to serve"
     " everyone who can reach the server"
 )
-
-
-async def _settle(store: Store) -> int:
-    try:
-        return await store.settle_abandoned(_now())
-    except StoreUnavailable as error:
-        raise ConfigError(f"The database cannot be written: {error.__cause__ or error}") from error
 
 
 async def open_store(url: str) -> Store:

@@ -576,7 +576,10 @@ class Store(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Return if the store can be read."""
+        """Return if the store can be read and written, as far as is known.
+
+        Only if the last write failed, something is written to find out.
+        """
         ...
 
     async def close(self) -> None:

@@ -41,6 +41,7 @@ logged whole, answered with little.
     ├── QueueTimeout        the turn waited too long in its session's queue
     ├── TurnEnded           the turn waited for failed, was cancelled or interrupted
     ├── StoreUnavailable    the database cannot be read or written just now
+    │   └── StoreDamaged        what is asked for lies where it is damaged
     └── ConfigError         a setting is wrong; the program cannot start
 """
 
@@ -283,6 +284,10 @@ class TurnEnded(TurnkeeperError):
 class StoreUnavailable(TurnkeeperError):
     code = "store_unavailable"
     retry_after = 1.0
+
+
+class StoreDamaged(StoreUnavailable):
+    """What is asked for lies where the database is damaged: trying again does not help."""
 
 
 class ConfigError(TurnkeeperError):

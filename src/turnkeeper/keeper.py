@@ -1,13 +1,16 @@
 """What runs by the clock: what nobody uses, or makes, any more comes to its end.
 
 The keeper walks round all sessions, some at a time, so that what it does costs the same each
-second however many there are, and no turn waits for it.
+second however many there are, and no turn waits for it. What is deleted does not come back, so a
+clock that was put forward is not believed at once: somebody may be about to put it right.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
+from turnkeeper.clock import Leaps
 from turnkeeper.contracts import Store
 from turnkeeper.errors import StoreUnavailable
 
@@ -17,18 +20,31 @@ STEP = 500  # sessions or keys looked at together
 STEP_SECONDS = 0.5  # between two steps
 ROUND_SECONDS = 5.0  # between two rounds
 KEY_MILLISECONDS = 24 * 60 * 60 * 1000  # that an idempotency key is kept
+LEAP_SECONDS = 60.0  # that a clock may run ahead of the time that has passed
+DISTRUST_SECONDS = 3600.0  # for which nothing expires when it has run ahead further
 
 
 class Keeper:
     """Deletes sessions after their deployment's idle time-out, settles strays, forgets keys."""
 
     def __init__(
-        self, store: Store, settle_strays: Callable[[], Awaitable[int]], *, now: Callable[[], int]
+        self,
+        store: Store,
+        settle_strays: Callable[[], Awaitable[int]],
+        *,
+        now: Callable[[], int],
+        tick: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`settle_strays` ends turns that nobody makes, and says how many they were."""
+        """`settle_strays` ends turns that nobody makes, and says how many they were.
+
+        `now` is the time in ms since 1970; `tick` are seconds that nobody can set.
+        """
         self._store = store
         self._settle_strays = settle_strays
         self._now = now
+        self._tick = tick
+        self._leaps = Leaps(tolerance=LEAP_SECONDS, distrust=DISTRUST_SECONDS)
+        self._leaps.is_new(now() / 1000, tick())
 
     async def run(self) -> None:
         """Walk round until cancelled."""
@@ -40,7 +56,7 @@ class Keeper:
                     await self.begin_round()
                 after = await self.step(after)
             except StoreUnavailable:
-                log.warning("Nothing was tidied up: the database is not available")
+                pass  # the store has said so, and in a while this is tried again
             except Exception:
                 log.exception("Nothing was tidied up through a fault of our own")
 
@@ -49,14 +65,26 @@ class Keeper:
         settled = await self._settle_strays()
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
+        if self._believes_clock():
+            await self._forget_keys()
+
+    async def _forget_keys(self) -> None:
         dropped = STEP
         while dropped == STEP:
             dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP)
 
     async def step(self, after: str) -> str:
         """Look at the next sessions and delete those that have expired; where to go on."""
+        if not self._believes_clock():
+            return ""
         page = await self._store.find_idle(after, STEP, self._now())
         deleted = [await self._store.delete_idle(*idle) for idle in page.sessions]
         if any(deleted):
             log.info("%d sessions expired", sum(deleted))
         return page.next or ""
+
+    def _believes_clock(self) -> bool:
+        tick = self._tick()
+        if self._leaps.is_new(self._now() / 1000, tick):
+            log.warning("The clock was put forward: nothing expires within the next hour")
+        return self._leaps.is_believed(tick)

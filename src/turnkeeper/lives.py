@@ -27,6 +27,7 @@ from turnkeeper.errors import (
     ContextTooLong,
     ProviderError,
     QueueTimeout,
+    StoreDamaged,
     StoreUnavailable,
     TurnNotFound,
 )
@@ -285,7 +286,7 @@ class Lives:
             life.kept = length
             life.checkpoints += 1
         except StoreUnavailable:
-            log.warning("A checkpoint of turn %s was not kept", ref.id)
+            pass  # the store has said so, and that once
         finally:
             life.checkpointing = False
 
@@ -294,23 +295,26 @@ class Lives:
     async def _end(self, life: "_Life", ending: Ending) -> None:
         """Store the ending, then tell everyone. Cannot be skipped, and is tried until it holds.
 
-        No one cancels this: `stop` leaves a settled life alone. A server that stops gives up:
-        then no one is told an end, and the next start settles the turn from its checkpoints.
+        No one cancels this: `stop` leaves a settled life alone. A server that stops gives up, and
+        so does one whose database is damaged in this place: then no one is told an end, and the
+        next start settles the turn from its checkpoints.
         """
         reply, pause = life.reply, 0.05
         while True:
-            now = self._now()
+            now = max(self._now(), reply.turn.created_at)  # the clock may have been put back
             try:
                 ended = await self._store.end_turn(reply.turn.ref, ending, now)
                 break
+            except StoreDamaged:
+                self._lose(reply)
+                return
             except StoreUnavailable:
                 pass
             except Exception:
                 log.exception("Turn %s could not be ended as it was", reply.turn.ref.id)
                 ending = _plainer(ending)
             if self.stopping:
-                self._by_ref.pop(reply.turn.ref, None)
-                reply.lose()
+                self._lose(reply)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -320,6 +324,10 @@ class Lives:
         if not ended.stored:  # it was cleared meanwhile
             ending = Ending(TurnStatus.CANCELLED, reply.text)
         reply.end(_ended(reply.turn, ending, now))
+
+    def _lose(self, reply: Reply) -> None:
+        self._by_ref.pop(reply.turn.ref, None)
+        reply.lose()
 
     def _give_place(self, ref: TurnRef) -> None:
         life = self._by_ref.get(ref)

@@ -94,21 +94,22 @@ class Call(msgspec.Struct, frozen=True):
 _KEY_LENGTH = 255
 _KEY = re.compile(rb"[ -~]{1,%d}" % _KEY_LENGTH)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encode_in_order = msgspec.json.Encoder(order="sorted").encode
 # Whether the reply is streamed makes no difference to what is asked.
 _HOW_IT_IS_SENT = ("stream", "stream_options")
 
 
 def tell_apart(line: str, body: bytes) -> str:
     """What is the same for two requests if they ask for the same."""
-    digest = blake2b(line.encode(), digest_size=16)
     try:
         fields = _fields.decode(body)
     except (ValueError, RecursionError):  # no object: all of it counts
-        digest.update(b"\n" + body)
-        return digest.hexdigest()
-    for name in sorted(fields.keys() - _HOW_IT_IS_SENT):
-        digest.update(b"\n%b:%b" % (name.encode("utf-8", "surrogatepass"), bytes(fields[name])))
-    return digest.hexdigest()
+        asked = body
+    else:
+        for name in _HOW_IT_IS_SENT:
+            fields.pop(name, None)
+        asked = _encode_in_order(fields)
+    return blake2b(b"%b\n%b" % (line.encode(), asked), digest_size=16).hexdigest()
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ In its simplest form: one server at a time, which an advisory lock sees to.
 import asyncio
 import functools
 import itertools
-import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,10 +16,10 @@ import asyncpg
 from turnkeeper.contracts import Durability
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.stores import migrations
+from turnkeeper.stores.outage import Outage
 from turnkeeper.stores.sql.rows import Contended, Rows, Transaction
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 _LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a database holds
 _ATTEMPTS = 10  # at a transaction that conflicts with others
@@ -73,6 +72,12 @@ class PostgresDriver:
     def __init__(self, pool: asyncpg.Pool, lock: asyncpg.Connection | None) -> None:
         self._pool = pool
         self._lock = lock  # a connection, which holds the lock while it lives; a visitor has none
+        self._writing = Outage("PostgreSQL cannot be written")
+        self._reading = Outage("PostgreSQL cannot be read")
+
+    @property
+    def failing(self) -> bool:
+        return self._writing.lasts
 
     async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
         del long  # a connection of its own holds up nobody
@@ -90,15 +95,18 @@ class PostgresDriver:
     async def _run(
         self, transaction: Callable[[], Transaction[T]], isolation: Any, *, readonly: bool
     ) -> T:
+        outage = self._reading if readonly else self._writing
         try:
             async with (
                 self._pool.acquire() as connection,
                 connection.transaction(isolation=isolation, readonly=readonly),
             ):
-                return await _drive(connection.fetch, transaction)
+                result = await _drive(connection.fetch, transaction)
         except _UNAVAILABLE as error:
-            log.warning("PostgreSQL: %s", error)
+            outage.failed(error)
             raise StoreUnavailable("The database cannot be used just now") from error
+        outage.worked()
+        return result
 
     async def close(self) -> None:
         await self._pool.close()

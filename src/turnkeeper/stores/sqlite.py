@@ -24,8 +24,9 @@ from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from turnkeeper.contracts import Durability
-from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.errors import ConfigError, StoreDamaged, StoreUnavailable
 from turnkeeper.stores import migrations
+from turnkeeper.stores.outage import Outage
 from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
@@ -36,6 +37,9 @@ _BATCH = 64  # transactions in one commit at most, so that the event loop is not
 # load it brings more writes, and a commit costs as much as several turns' statements.
 _ROUNDS = 3
 _BUSY_MS = 5000  # how long to wait for another program that writes to the file
+# What the write-ahead log is cut back to when it was longer, as after a backup: SQLite leaves it at
+# the greatest length that it ever had.
+_LOG_LIMIT = 64 * 1024 * 1024
 _LOCK_ATTEMPTS = 10  # at the server's lock, a tenth of a second apart
 
 
@@ -79,6 +83,12 @@ class SqliteDriver:
         self._readers = ThreadPoolExecutor(2, "turnkeeper-read")
         self._reader = threading.local()
         self._open_readers: list[sqlite3.Connection] = []
+        self._writing = Outage("SQLite cannot be written")
+        self._reading = Outage("SQLite cannot be read")
+
+    @property
+    def failing(self) -> bool:
+        return self._writing.lasts
 
     async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
         job = _Job(transaction, long, self._loop.create_future())
@@ -93,9 +103,12 @@ class SqliteDriver:
 
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
         try:
-            return await self._loop.run_in_executor(self._readers, self._read, transaction)
+            result = await self._loop.run_in_executor(self._readers, self._read, transaction)
         except sqlite3.Error as error:
+            self._reading.failed(error)
             raise _translate(error) from error
+        self._reading.worked()
+        return result
 
     async def close(self) -> None:
         await self._idle.wait()
@@ -208,6 +221,10 @@ class SqliteDriver:
 
     def _settle(self, batch: list[_Job[Any]]) -> None:
         for job in batch:
+            if isinstance(job.error, sqlite3.Error):
+                self._writing.failed(job.error)
+            elif job.error is None and self._writing.lasts:
+                self._writing.worked()
             job.settle()
         self._gather(_ROUNDS)
 
@@ -231,7 +248,8 @@ class SqliteDriver:
         try:
             return drive(connection, transaction)
         finally:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # on some errors SQLite has ended it by itself
+                connection.execute("ROLLBACK")
 
 
 class VisitingDriver:
@@ -239,6 +257,8 @@ class VisitingDriver:
 
     One connection, one transaction after another, on the caller's thread. Made by `visit_sqlite`.
     """
+
+    failing = False
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -302,11 +322,15 @@ def _translate(error: Exception) -> Exception:
     if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
         error, sqlite3.IntegrityError | sqlite3.ProgrammingError
     ):
-        log.error("SQLite: %s", error)
-        unavailable = StoreUnavailable("The database cannot be used just now")
+        kind = StoreDamaged if _is_damage(error) else StoreUnavailable
+        unavailable = kind("The database cannot be used just now")
         unavailable.__cause__ = error
         return unavailable
     return error
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 # --- Opening -----------------------------------------------------------------------------------
@@ -332,7 +356,9 @@ def open_sqlite(
         try:
             writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             _migrate(writer, path)
+            _check_writable(writer)
             writer.execute("PRAGMA busy_timeout = 0")
+            writer.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT}")
             if durability == "process":  # the log is written at each commit, but not waited for
                 writer.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
@@ -340,7 +366,7 @@ def open_sqlite(
             raise
     except sqlite3.Error as error:
         lock.close()
-        raise ConfigError(f"The database {path} cannot be used: {error}") from error
+        raise _unusable(path, error) from error
     except BaseException:
         lock.close()
         raise
@@ -354,6 +380,19 @@ def _make_private(path: Path) -> None:
     """
     with suppress(OSError):  # SQLite says better what is wrong
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _check_writable(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error if it is not: SQLite opens what it may only read without a word."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ROLLBACK")
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> ConfigError:
+    if _is_damage(error):
+        advice = "go back to a backup, or have sqlite3 recover what it can"
+        return ConfigError(f"The database {path} is damaged ({error}): {advice}")
+    return ConfigError(f"The database {path} cannot be used: {error}")
 
 
 def inspect_sqlite(path: Path) -> int | None:
@@ -379,7 +418,7 @@ def inspect_sqlite(path: Path) -> int | None:
                 return 0
             applied: int = connection.execute(migrations.APPLIED).fetchone()[0] or 0
     except sqlite3.Error as error:
-        raise ConfigError(f"The database {path} cannot be used: {error}") from error
+        raise _unusable(path, error) from error
     migrations.pending_migrations(applied)
     return applied
 
@@ -523,7 +562,7 @@ def visiting_connection(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     except sqlite3.Error as error:
-        raise ConfigError(f"The database {path} cannot be used: {error}") from error
+        raise _unusable(path, error) from error
     return connection
 
 

@@ -53,6 +53,11 @@ class Driver(Protocol):
         """Run a transaction that changes nothing; it sees what is committed."""
         ...
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last write failed because the database could not be written."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -225,6 +230,8 @@ class SqlStore:
 
     async def ping(self) -> None:
         await self._driver.read(sessions.ping)
+        if self._driver.failing:
+            await self._driver.write(sessions.try_write)
 
     async def close(self) -> None:
         await self._driver.close()

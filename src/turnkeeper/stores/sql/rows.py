@@ -88,7 +88,8 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
         TurnStatus(status),
         model,
         created_at,
-        finished_at,
+        # the clock may have been put back meanwhile
+        None if finished_at is None else max(created_at, finished_at),
         None if prompt is None else Usage(prompt, completion, bool(estimated)),
         None if code is None else Failure(code, sentence, retry_after),
         None if sent is None else Context(sent, dropped, tokens),
@@ -105,7 +106,8 @@ def decode_session(row: Row) -> Session:
         *row[3:9],
         bool(row[9]),
         bool(row[10]),
-        *row[11:14],
+        *row[11:13],
+        max(row[12:14]),  # the clock may have been put back since it was created
         _decode_json(variables) if variables else {},
         _decode_json(metadata) if metadata else {},
         section,

@@ -101,6 +101,12 @@ def ping() -> Transaction[None]:
     yield "SELECT 1 FROM sessions LIMIT 1", ()
 
 
+def try_write() -> Transaction[None]:
+    """Write something, and nothing stays of it. (SQLite writes no page that is as it was.)"""
+    yield "INSERT INTO turnkeeper_migrations (number, name) VALUES (-1, 'try')", ()
+    yield "DELETE FROM turnkeeper_migrations WHERE number = -1", ()
+
+
 # --- Lists of sessions -------------------------------------------------------------------------
 
 LIST_SESSIONS = """
