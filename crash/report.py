@@ -71,7 +71,9 @@ def _figures(found: Findings) -> list[Figure]:
 
 def _chart(counts: Counter[str]) -> Bars:
     outside = [Bar(room, counts[room]) for room in OUTSIDE]
-    inside = [Bar(name, counts[name]) for name in TRANSACTIONS]
+    inside = [
+        Bar(name.removesuffix("_abandoned"), counts[name], ours=True) for name in TRANSACTIONS
+    ]
     groups = [Group(outside, "from outside, at random"), Group(inside, "in the program")]
     return Bars("kills", "Where the kills hit", [Panel("kills", groups)])
 
