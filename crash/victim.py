@@ -70,6 +70,10 @@ class WatchedDriver:
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
         return await self._driver.read(transaction)
 
+    @property
+    def failing(self) -> bool:
+        return self._driver.failing
+
     async def close(self) -> None:
         await self._driver.close()
 
