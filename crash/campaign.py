@@ -19,7 +19,7 @@ import msgspec
 
 from crash.diary import FILE, FINAL, OVER, SOON, Ledger
 from crash.victim import MOMENTS, TRANSACTIONS
-from rig.server import Server
+from rig.server import TURNKEEPER, Server
 
 ROOT = Path(__file__).parent.parent
 DATABASE = "turnkeeper.db"
@@ -131,7 +131,7 @@ class Campaign:
         await self._see_settled(begun)
 
     def _arm(self, blow: Blow) -> None:
-        self.server.program = ("-m", "crash.victim" if blow.wire else "turnkeeper")
+        self.server.program = ("-m", "crash.victim") if blow.wire else TURNKEEPER
         self.server.env["CRASH_AT"] = blow.wire or ""
         self.server.log.clear()
 

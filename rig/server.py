@@ -9,12 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+TURNKEEPER = ("-m", "turnkeeper")
+
 
 class Server:
     """`turnkeeper serve` in a folder of its own; `start` again after it has ended.
 
-    `under` are the words of another program that starts it, in front of its own; `program` is
-    what stands in place of `-m turnkeeper`.
+    `under` are the words of another program that starts it, in front of its own.
+
+    Attributes:
+        program: what stands in place of `-m turnkeeper`. May be changed between two starts, as
+            `env` may.
+        log: all it has said, every time it ran.
+        url: where it listened last.
     """
 
     def __init__(
@@ -23,7 +30,7 @@ class Server:
         *options: str,
         env: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
-        program: Sequence[str] = ("-m", "turnkeeper"),
+        program: Sequence[str] = TURNKEEPER,
     ) -> None:
         self.folder = folder
         self.options = options

@@ -102,7 +102,7 @@ def test_everything_may_be_left_out_and_is_shown_all_the_same() -> None:
         ({"stop": list("abcde")}, "stop must be a list of at most 4 entries"),
         ({"stop": [""]}, "stop[0] must be a string of at least 1 characters"),
         ({"context_window": 255}, "context_window must be an integer of at least 256"),
-        ({"overflow": "burst"}, "overflow must be truncate or error"),
+        ({"overflow": "burst"}, "overflow must be truncate or summarise or error"),
         ({"unused_variables": "x"}, "unused_variables must be tell or ignore"),
         ({"on_disconnect": "x"}, "on_disconnect must be continue or cancel"),
         ({"concurrency": "x"}, "concurrency must be queue or reject or interrupt"),

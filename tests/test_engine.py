@@ -588,3 +588,110 @@ async def test_an_ending_that_cannot_be_stored_is_told_to_no_one(
     async with running(tmp_path, model_server) as engine:
         stored = await engine.follow_turn("ann", reply.turn.ref)
         assert stored.turn.status is TurnStatus.INTERRUPTED
+
+
+# --- Stopped, and what it cost -----------------------------------------------------------------
+
+
+async def test_cancelling_closes_the_call_at_once_and_keeps_what_was_said(
+    engine: Engine, model_server: ModelServer
+) -> None:
+    """The model is silent: waiting for its next word would be waiting for ever."""
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
+    reply = await take(engine, "s", "x")
+    await until(lambda: reply.length == 10)
+    async with asyncio.timeout(2):  # of a busy machine; alone it takes a few milliseconds
+        first, _ = await asyncio.gather(
+            engine.cancel_turn("ann", reply.turn.ref), model_server.wait_for_disconnects(1)
+        )
+    assert first.status is TurnStatus.CANCELLED
+    assert await engine.cancel_turn("ann", reply.turn.ref) == first
+    stored = await engine._store.get_turn("ann", reply.turn.ref)
+    assert (stored.text, stored.turn.status) == ("Once upon ", TurnStatus.CANCELLED)
+    model_server.script = lambda _: Plan()
+    await ask(engine, "y")
+    assert shown(model_server) == ["x", "Once upon ", "y"]
+
+
+@pytest.mark.parametrize("end", ["cancel", "interrupt", "cut"])
+async def test_what_an_unfinished_turn_used_is_estimated(
+    end: str, engine: Engine, model_server: ModelServer
+) -> None:
+    last: Any = Cut() if end == "cut" else Hang()
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: last})
+    reply = await take(engine, "s", "x")
+    await until(lambda: reply.length == 10)
+    if end == "cancel":
+        await engine.cancel_turn("ann", reply.turn.ref)
+    elif end == "interrupt":
+        await engine.drain(0)
+    turn = (await reply.wait()).turn
+    assert turn.usage is not None
+    assert turn.usage.estimated
+    assert turn.usage.prompt_tokens > 0
+    assert turn.usage.completion_tokens > 0
+    assert (await engine._store.get_turn("ann", turn.ref)).turn.usage == turn.usage
+
+
+async def test_what_the_provider_has_counted_is_believed(
+    engine: Engine, model_server: ModelServer
+) -> None:
+    """Cancelled behind the count, before the end of the stream."""
+    model_server.script = lambda _: Plan(deltas=WORDS, usage="last", at={4: Hang()})
+    reply = await take(engine, "s", "x")
+    await until(lambda: reply.length == 16)
+    await engine.cancel_turn("ann", reply.turn.ref)
+    assert reply.turn.usage is not None
+    assert not reply.turn.usage.estimated
+
+
+async def test_a_turn_that_never_reached_its_provider_used_nothing(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    async with running(tmp_path, model_server, attempts="1") as engine:
+        await model_server.__aexit__()
+        turn = (await (await take(engine, "s", "x")).wait()).turn
+        assert turn.failure is not None
+        assert (turn.failure.code, turn.usage) == ("provider_unreachable", None)
+
+
+# --- Waiting no longer -------------------------------------------------------------------------
+
+
+async def test_a_message_waits_only_so_long_and_can_be_tried_again(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
+    async with running(tmp_path, model_server, queue_timeout="0.05") as engine:
+        first = await take(engine, "s", "one")
+        late = await take(engine, "s", "two")
+        with pytest.raises(TurnEnded) as failed:
+            await late.completed()
+        assert failed.value.code == "queue_timeout"
+        assert late.turn.usage is None
+        await engine.cancel_turn("ann", first.turn.ref)
+        model_server.script = lambda _: Plan()
+        again = (await engine.retry_turn("ann", late.turn.ref)).reply
+        assert await again.completed() == "Hello there"
+        assert shown(model_server) == ["one", "Once upon ", "two"]
+
+
+async def test_who_interrupts_too_often_is_told_to_wait(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    """Those who are interrupted end in a moment; until then they count."""
+    (tmp_path / "t.toml").write_text('[deployments.default]\nconcurrency = "interrupt"\n')
+    options = {"queue_limit": "2", "config": str(tmp_path / "t.toml")}
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
+    async with running(tmp_path, model_server, **options) as engine:
+        await take(engine, "s", "first")
+        results = await asyncio.gather(
+            *(take(engine, "s", str(n)) for n in range(30)), return_exceptions=True
+        )
+        refused = [r for r in results if isinstance(r, BaseException)]
+        assert refused
+        assert all(isinstance(each, QueueFull) for each in refused)
+        taken = [r for r in results if isinstance(r, Reply)]
+        for reply in taken[:-1]:
+            assert (await reply.wait()).turn.status is TurnStatus.CANCELLED
+        await engine.cancel_turn("ann", taken[-1].turn.ref)

@@ -1,11 +1,27 @@
-"""Sessions that nobody uses any more go by themselves."""
+"""What nobody uses, or makes, any more goes or ends by itself."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
+import msgspec
+import pytest
 
+from rig.model_server import Hang, ModelServer, Plan
 from rig.server import Server
+from tests.contracts.test_store import NOW, a_turn, publish
+from tests.contracts.test_store_once import key
+from tests.contracts.test_store_sessions import a_session
+from tests.test_engine import WORDS, running, take, until
+from turnkeeper.compose import open_store
+from turnkeeper.contracts import BegunTurn, IdlePage
+from turnkeeper.counts import Counts
+from turnkeeper.domain import ByAlias, TurnStatus
+from turnkeeper.engine import Engine
+from turnkeeper.errors import StoreUnavailable
+from turnkeeper.keeper import KEY_MILLISECONDS, STEP, Keeper
 
 
 async def test_an_idle_session_is_gone_after_its_time(tmp_path: Path) -> None:
@@ -22,3 +38,129 @@ async def test_an_idle_session_is_gone_after_its_time(tmp_path: Path) -> None:
                         if not await answer.json():
                             break
                     await asyncio.sleep(0.2)
+
+
+# --- Keys --------------------------------------------------------------------------------------
+
+
+async def _none() -> int:
+    return 0
+
+
+async def test_keys_are_forgotten_after_a_day(tmp_path: Path) -> None:
+    now = NOW
+    store = await open_store(f"sqlite:///{tmp_path}/keeper.db")
+    await publish(store, "default")
+    keeper = Keeper(store, Counts(()), _none, now=lambda: now, tick=lambda: now / 1000)
+    sessions = [a_session(key=key(name=f"k{n}"), now=NOW + n) for n in range(STEP + 2)]
+    first = await asyncio.gather(*(store.create_session(each) for each in sessions))
+
+    async def known(number: int) -> bool:
+        again = msgspec.structs.replace(a_session(), key=sessions[number].key)
+        return (await store.create_session(again)).id == first[number].id
+
+    now = NOW + KEY_MILLISECONDS
+    await keeper.tidy()
+    assert await known(0)
+    now += STEP + 1  # all but the last are older than a day, which is more than one step
+    await keeper.tidy()
+    assert await known(STEP + 1)
+    assert not await known(STEP)
+    assert not await known(0)
+    await store.close()
+
+
+async def test_a_long_walk_does_not_hold_up_strays() -> None:
+    """However many sessions there are, a stray is settled within seconds."""
+    time, looks = 0.0, list[float]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal time
+        time += seconds
+        await asyncio.sleep(0)
+
+    async def look() -> int:
+        looks.append(time)
+        return 0
+
+    class Endless:
+        """A store with no end of sessions, as far as the keeper sees."""
+
+        async def find_idle(self, *_: object) -> IdlePage:
+            return IdlePage([], "more")
+
+        async def drop_keys(self, *_: object) -> int:
+            return 0
+
+    store = Endless()
+    keeper = Keeper(store, Counts(()), look, now=lambda: NOW, sleep=sleep)  # type: ignore[arg-type]
+    keeping = asyncio.ensure_future(keeper.run())
+    await until(lambda: len(looks) == 4)
+    keeping.cancel()
+    assert max(later - before for before, later in pairwise(looks)) <= 5
+
+
+# --- Strays ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def engine(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Engine]:
+    async with running(tmp_path, model_server) as engine:
+        yield engine
+
+
+async def a_stray(engine: Engine) -> BegunTurn:
+    """A turn that the database has, though its beginning was never answered."""
+    turn = msgspec.structs.replace(a_turn("lost", session=ByAlias("s")), now=engine._now())
+    begun = await engine._store.begin_turn(turn)
+    assert isinstance(begun, BegunTurn)
+    return begun
+
+
+async def test_a_stray_is_settled_with_its_words_and_the_next_turn_runs(
+    engine: Engine, model_server: ModelServer
+) -> None:
+    stray = (await a_stray(engine)).turn.ref
+    await engine._store.checkpoint(stray, 0, "as far as it came")
+    waiting = await take(engine, "s", "next")
+    assert waiting.turn.status is TurnStatus.QUEUED
+    assert await engine.settle_strays() == 0
+    assert await engine.settle_strays() == 1
+    assert await waiting.completed() == "You said: next"
+    stored = await engine._store.get_turn("ann", stray)
+    assert stored.turn.status is TurnStatus.INTERRUPTED
+    assert stored.text == "as far as it came"
+    assert await engine.settle_strays() == 0
+
+
+async def test_what_is_made_is_no_stray(engine: Engine, model_server: ModelServer) -> None:
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
+    replies = [await take(engine, "s", text) for text in ("one", "two")]
+    for _ in range(3):
+        assert await engine.settle_strays() == 0
+    await until(lambda: replies[0].length == 10)
+    assert [reply.ended for reply in replies] == [None, None]
+
+
+async def test_a_stray_that_is_seen_once_was_only_late(engine: Engine) -> None:
+    stray = (await a_stray(engine)).turn.ref
+    assert await engine.settle_strays() == 0
+    await engine._store.settle(stray, 0)
+    another = (await a_stray(engine)).turn.ref
+    assert await engine.settle_strays() == 0
+    assert [*await engine._store.list_open()] == [another]
+
+
+async def test_a_database_that_is_away_delays_it(engine: Engine) -> None:
+    await a_stray(engine)
+    await engine.settle_strays()
+    settle = engine._store.settle
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    engine._store.settle = fail  # type: ignore[assignment, method-assign]
+    with pytest.raises(StoreUnavailable):
+        await engine.settle_strays()
+    engine._store.settle = settle  # type: ignore[method-assign]
+    assert await engine.settle_strays() + await engine.settle_strays() == 1

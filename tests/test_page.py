@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, Request, async_playwright, expect
+from playwright.async_api import Browser, Page, Request, Route, async_playwright, expect
 
 from rig.model_server import ModelServer, Plan
 from rig.server import Server
@@ -223,6 +223,37 @@ async def test_a_message_the_server_never_got_can_be_sent_again(browser: Browser
     await page.get_by_label("Your message").press("Enter")
     assert await ended(page)
     await expect(reply(page).locator(".wrong")).to_have_count(0)
+
+
+async def test_a_message_whose_answer_was_lost_is_not_doubled(browser: Browser, server_url: str):
+    page = await browser.new_page()
+    await page.goto(server_url)
+
+    async def lose(route: Route) -> None:
+        await route.fetch()
+        await route.abort()
+
+    await page.route("**/api/chat", lose)
+    await say(page, "Are you there?")
+    await expect(reply(page)).to_contain_text("The server could not be reached.")
+    await page.unroute("**/api/chat")
+    await reply(page).get_by_role("button", name="Edit and resend").click()
+    await page.get_by_label("Your message").press("Enter")
+    assert await ended(page)
+    assert await counts(page, server_url) == [2]
+
+
+async def test_the_same_words_once_more_are_another_message(page: Page, server_url: str):
+    for _ in range(2):
+        await say(page, "Hello")
+        await ended(page)
+    assert await counts(page, server_url) == [4]
+
+
+async def counts(page: Page, server_url: str) -> list[int]:
+    """How many messages each session holds."""
+    listed = await (await page.request.get(f"{server_url}/api/sessions")).json()
+    return [session["message_count"] for session in listed]
 
 
 async def test_a_killed_server_that_comes_back_tells_how_the_reply_ended(

@@ -5,8 +5,10 @@ import itertools
 import pytest
 
 from turnkeeper import prompt
+from turnkeeper.counts import BYTES_PER_TOKEN
 from turnkeeper.domain import (
     Blueprint,
+    Context,
     History,
     Item,
     KeptItem,
@@ -39,18 +41,24 @@ def said(size: int, number: int = 0) -> tuple[Item, ...]:
 
 
 def shown(found: History, room: int) -> list[Item]:
-    asked, _ = prompt.fit("m", room, found)
-    return list(asked.items)
+    return [kept.item for kept in prompt.fit(found, room)]
+
+
+def context_of(found: History, room: int) -> Context:
+    return prompt.show("m", found, prompt.fit(found, room), BYTES_PER_TOKEN).context
 
 
 def test_what_fits_is_shown_whole_after_the_system_message() -> None:
     frame = (Message("system", "Be kind."),)
     weight = prompt.weigh(frame)
     found = history(said(100), said(100))
-    asked, context = prompt.fit("m", 1000, found, frame=frame, frame_weight=weight)
-    assert asked.items[:1] == frame
-    assert context.estimated_tokens == (200 + weight) // prompt.BYTES_PER_TOKEN
-    assert len(asked.items) == 5
+    sent = prompt.fit(found, 1000)
+    shown = prompt.show("m", found, sent, 4.0, frame=frame, frame_weight=weight)
+    context = shown.context
+    assert shown.prompt.items[:1] == frame
+    assert shown.weight == 200 + weight
+    assert context.estimated_tokens == shown.weight // 4
+    assert len(shown.prompt.items) == 5
     assert (context.messages_sent, context.messages_dropped) == (4, 0)
 
 
@@ -72,13 +80,13 @@ def test_the_beginning_stays_the_same_until_a_quarter_has_come() -> None:
 
 def test_what_the_store_did_not_read_counts_as_dropped() -> None:
     turns = [said(100, n) for n in range(10)]
-    _, context = prompt.fit("m", 1000, history(*turns, unread=100_000, messages=2020))
+    context = context_of(history(*turns, unread=100_000, messages=2020), 1000)
     assert context.messages_sent + context.messages_dropped == 2020
 
 
 def test_system_messages_count_neither_as_messages_nor_as_dropped() -> None:
     turns = [said(400), (Message("user", "x"), *[Message("system", "s")] * 3)]
-    _, context = prompt.fit("m", 300, history(*turns, messages=3))
+    context = context_of(history(*turns, messages=3), 300)
     assert (context.messages_sent, context.messages_dropped) == (4, 2)
 
 
@@ -104,11 +112,11 @@ def test_a_tool_result_is_never_shown_without_its_call() -> None:
 
 def test_a_message_too_large_for_the_model_is_refused() -> None:
     model = Model("small", "Small", 1000)
-    room = prompt.capacity(model, Blueprint(), 30)
-    assert 0 < room < 1000 * prompt.BYTES_PER_TOKEN
-    prompt.check_room(model, room, room)
+    room = prompt.capacity(model.context_window, Blueprint(), 30, 3.0)
+    assert 0 < room < 3000
+    prompt.check_room(model, room, room, 3.0)
     with pytest.raises(ContextTooLong, match="small has room for"):
-        prompt.check_room(model, room, room + 1)
+        prompt.check_room(model, room, room + 1, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +130,8 @@ def test_a_message_too_large_for_the_model_is_refused() -> None:
     ],
 )
 def test_the_reply_is_left_the_room_it_may_take(blueprint: Blueprint, tokens: int) -> None:
-    room = prompt.capacity(Model("m", "M", 1000), blueprint, 30)
-    assert room == tokens * prompt.BYTES_PER_TOKEN - 30
+    room = prompt.capacity(1000, blueprint, 30, 4.0)
+    assert room == tokens * 4 - 30
 
 
 # --- A passage ---------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_without_a_file_there_are_no_tables(tmp_path: Path) -> None:
             'messages = [{role = "me", content = "x"}]',
             "tutor.messages[0].role must be system or user or assistant",
         ),
-        ('overflow = "forget"', "tutor.overflow must be truncate or error"),
+        ('overflow = "forget"', "tutor.overflow must be truncate or summarise or error"),
         ("colour = 1", "tutor.colour is no field of a deployment"),
         ('default = "yes"', "tutor.default must be true or false"),
         ("system_message_file = 1", "tutor.system_message_file must be the path of a file"),

@@ -6,6 +6,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -13,12 +14,14 @@ from urllib.parse import urlsplit
 import aiohttp
 import pyte
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from rig.model_server import Hang, ModelServer, Plan, Wait
 from rig.server import Server
 from rig.terminal import PROMPT, Terminal
 from turnkeeper import terminal
-from turnkeeper.client import Client, Finished, Lost, Taken, Unreachable, Words
+from turnkeeper.client import Client, ClientError, Finished, Lost, Taken, Unreachable, Words
 from turnkeeper.screen import printable, split_blocks
 
 WORDS = ("Once ", "upon ", "a ", "time")
@@ -356,6 +359,37 @@ async def test_a_server_that_stays_away_is_given_up(
     assert events[-1] == Lost()
     assert isinstance(events[0], Taken)
     assert not any(isinstance(event, Finished) for event in events)
+
+
+async def test_a_message_whose_answer_was_lost_is_sent_again_under_its_key() -> None:
+    """The server took it, and the connection broke before it could say so."""
+    keys: list[str] = []
+
+    async def lose(request: web.Request) -> web.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 4:
+            return web.json_response({"error": "no"}, status=400)
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/api/chat", lose)
+    app.router.add_get("/health/live", _is_live)
+    async with TestServer(app) as server, aiohttp.ClientSession() as http:
+        client = Client(http, lambda: _answer_url(server), new_key=map(str, count()).__next__)
+        for message in ("hi", "hi", "other", "other", "other"):
+            with pytest.raises(ClientError):
+                await anext(client.take_turn(message, "s", None))
+    assert keys == ["0", "0", "1", "1", "2"]
+
+
+async def _is_live(_: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+async def _answer_url(server: TestServer) -> str:
+    return str(server.make_url("")).rstrip("/")
 
 
 # --- In a terminal -----------------------------------------------------------------------------

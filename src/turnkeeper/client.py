@@ -7,6 +7,7 @@ that breaks while a reply is made is made again, and the reply goes on from wher
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import msgspec
@@ -128,8 +129,11 @@ class Client:
         locate: Callable[[], Awaitable[str]],
         pauses: Sequence[float] = PAUSES,
         key: str | None = None,
+        new_key: Callable[[], str] = lambda: uuid4().hex,
     ) -> None:
         """`pauses` are seconds; `key` is shown to a server that asks for one, and to no other.
+
+        `new_key` makes idempotency keys.
 
         `locate` raises `Unreachable` if there is no server just now.
         """
@@ -138,6 +142,8 @@ class Client:
         self._pauses = pauses
         self._key = key
         self._asking = ""  # the server that has asked for a key
+        self._new_key = new_key
+        self._unanswered: tuple[Any, str] | None = None  # a message, and its idempotency key
         self.url = ""
 
     async def connect(self) -> None:
@@ -173,7 +179,8 @@ class Client:
     ) -> AsyncIterator[Event]:
         """Say `message`, and everything that happens until the reply is complete.
 
-        Without a session the server makes one; without a model the session's own is asked.
+        Without a session the server makes one; without a model the session's own is asked. The
+        same once more, after it was not known whether the server had it, is the same turn.
 
         Raises:
             Refusal: the turn was not taken.
@@ -183,7 +190,7 @@ class Client:
         body |= {"session_id": session_id} if session_id else {}
         body |= {"model": model} if model else {}
         await self.connect()  # it may have been started anew since, and elsewhere
-        response = await self._request("POST", "/api/chat", body)
+        response = await self._request_once("/api/chat", body)
         turn_id = response.headers.get("turn-id", "")
         session_id = session_id or response.headers.get("session-id")
         if not turn_id or not session_id:
@@ -239,6 +246,20 @@ class Client:
     async def _post(self, path: str, body: Any) -> None:
         async with await self._request("POST", path, body) as response:
             await self._read(response)
+
+    async def _request_once(self, path: str, body: Any) -> aiohttp.ClientResponse:
+        """As `_request`, under a key: the one of last time if that has had no answer."""
+        if self._unanswered is None or self._unanswered[0] != body:
+            self._unanswered = body, self._new_key()
+        headers = {"Idempotency-Key": self._unanswered[1]}
+        try:
+            response = await self._request("POST", path, body, headers)
+        except Refusal as refusal:
+            if refusal.status < 500:
+                self._unanswered = None
+            raise
+        self._unanswered = None
+        return response
 
     async def _request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None

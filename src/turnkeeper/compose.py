@@ -18,6 +18,7 @@ from turnkeeper.accounts import ADMIN, Accounts, LoginRules
 from turnkeeper.clock import Rising
 from turnkeeper.config import LOOPBACK, Config
 from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Store
+from turnkeeper.counts import Counts
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import (
@@ -30,7 +31,6 @@ from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, StoreUnavailable
 from turnkeeper.keeper import Keeper
 from turnkeeper.library import Library
-from turnkeeper.offers import Offers
 from turnkeeper.plans import Plans
 from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
@@ -166,16 +166,20 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
             with _starting():
                 settled = await store.settle_abandoned(_now())
                 accounts = await _open_accounts(SqlAccounts(driver), config)
-                parts = await _assemble(store, documents, offers, accounts, config)
+                counts = Counts(await store.list_counts())
+                plans = Plans(offers, counts)
+                parts = await _assemble(store, documents, plans, accounts, config)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            keeping = asyncio.create_task(Keeper(store, parts.engine.settle_strays, now=_now).run())
+            keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
+            keeping = asyncio.create_task(keeper.run())
             try:
                 yield parts
             finally:
                 keeping.cancel()
                 await asyncio.wait({keeping})
                 await parts.engine.drain(0)
+                await keeper.keep_counts()
                 if accounts is not None:
                     accounts.close()
         finally:
@@ -194,11 +198,11 @@ def _starting() -> Iterator[None]:
 async def _assemble(
     store: Store,
     documents: DocumentStore,
-    offers: Offers,
+    plans: Plans,
     accounts: Accounts | None,
     config: Config,
 ) -> Parts:
-    plans, entries, random = Plans(offers), config.all_deployments(), Randomness()
+    entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
     microseconds = Rising(lambda: time.time_ns() // 1000)
 

@@ -18,6 +18,7 @@ from turnkeeper.domain import (
     IdempotencyKey,
     Item,
     Kept,
+    KeptItem,
     Key,
     ListedItem,
     Login,
@@ -25,6 +26,7 @@ from turnkeeper.domain import (
     Model,
     ModelChoice,
     Passage,
+    Place,
     Prompt,
     Revision,
     Section,
@@ -36,6 +38,8 @@ from turnkeeper.domain import (
     SessionChoice,
     SessionFilter,
     SessionSummary,
+    Summary,
+    TokenCount,
     Turn,
     TurnRef,
     User,
@@ -212,10 +216,11 @@ class EndedTurn(msgspec.Struct, frozen=True):
 
 
 class NextTurn(msgspec.Struct, frozen=True):
-    """Where a session's turns go on: the number of the next one, if any, and of the newest."""
+    """Where a session's turns go on: the numbers of the next, the newest and the running one."""
 
     next: int | None
     newest: int
+    running: int | None = None
 
 
 class StoredReply(msgspec.Struct, frozen=True):
@@ -411,6 +416,16 @@ class Store(Protocol):
         """
         ...
 
+    async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
+        """What was said in a turn, in order, also if another version stands in its place.
+
+        Empty for a turn that is not there.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
     async def list_versions(
         self, owner: str, session: SessionChoice, message: MessageRef
     ) -> Sequence[Version]:
@@ -573,6 +588,38 @@ class Store(Protocol):
         Returns:
             How many turns were settled.
         """
+        ...
+
+    async def get_summary(self, session_id: str) -> Summary | None:
+        """What was kept for a session; None if nothing was, or what it told of has changed.
+
+        It goes when the session is cleared or deleted, and when a version takes the place of
+        something it tells of. A fork has none.
+        """
+        ...
+
+    async def keep_summary(self, ref: TurnRef, summary: Summary) -> None:
+        """Keep the summary of a turn's session in place of the one before.
+
+        Does nothing unless the turn is running: what is told of may be gone.
+        """
+        ...
+
+    async def items_between(
+        self, session_id: str, after: Place, before: Place, weight: int
+    ) -> Sequence[KeptItem]:
+        """The newest items that stand between two places, in order, at least `weight` of them.
+
+        What no prompt may show is left out.
+        """
+        ...
+
+    async def list_counts(self) -> Sequence[TokenCount]:
+        """All that was kept of how models count, by model."""
+        ...
+
+    async def keep_counts(self, counts: Sequence[TokenCount]) -> None:
+        """Keep these, each in place of what was kept of its model."""
         ...
 
     async def ping(self) -> None:

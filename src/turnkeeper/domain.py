@@ -220,6 +220,20 @@ class History(msgspec.Struct, frozen=True):
     message_count: int
 
 
+class Place(msgspec.Struct, frozen=True, order=True):
+    """Where an item stands in its session."""
+
+    turn: int
+    position: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a model has told of a session, from its beginning up to and with the `last` place."""
+
+    last: Place
+    text: str
+
+
 ITEM_OVERHEAD = 16  # bytes a provider's framing of one item costs, about four tokens
 
 
@@ -295,6 +309,7 @@ class Context(msgspec.Struct, frozen=True):
     messages_sent: int
     messages_dropped: int
     estimated_tokens: int
+    summarised: bool = False  # a summary stood for what was dropped
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -379,7 +394,7 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         fallback_models: asked in order where the one before cannot make a reply.
         context_window: tokens of prompt and reply, where fewer than the model holds are wanted.
         overflow: what happens when a session no longer fits: its oldest turns are left out of
-            the prompt, or the message is refused.
+            the prompt, a summary of them takes their place, or the message is refused.
         unused_variables: whether a variable that no placeholder names is told to the model.
         on_disconnect: what becomes of a turn when the last client that waits for it goes away.
         concurrency: what happens to a message while a reply is made in its session.
@@ -395,7 +410,7 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_tokens: MaxTokens | None = None
     stop: Annotated[tuple[StopText, ...], Meta(max_length=4)] = ()
     context_window: Annotated[int, Meta(ge=256, le=100_000_000)] | None = None
-    overflow: Literal["truncate", "error"] = "truncate"
+    overflow: Literal["truncate", "summarise", "error"] = "truncate"
     unused_variables: Literal["tell", "ignore"] = "tell"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     concurrency: Literal["queue", "reject", "interrupt"] = "queue"
@@ -702,6 +717,22 @@ class Model(msgspec.Struct, frozen=True):
     images: bool | None = None
     input_price: float | None = None
     output_price: float | None = None
+
+
+class TokenCount(msgspec.Struct, frozen=True):
+    """What was learned of how a model counts.
+
+    Attributes:
+        bytes_per_token: in the mean, of `item_weight`s; `deviation` is how far reports stray.
+        error: by what part of what was reported our guesses were wrong, in the mean.
+        reports: how many it was learned from.
+    """
+
+    model: str
+    bytes_per_token: float
+    deviation: float
+    error: float
+    reports: int
 
 
 class ModelChoice(msgspec.Struct, frozen=True):

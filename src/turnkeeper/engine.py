@@ -77,7 +77,7 @@ class Engine:
         """
         self._store = store
         self._policy = policy
-        self._maker = Maker(policy, jitter=jitter)
+        self._maker = Maker(policy, store, plans.counts, jitter=jitter)
         self._now = now
         self._new_id = new_id
         self._offers = offers.by_id
@@ -266,7 +266,8 @@ class Engine:
             raise InvalidRequest("The deployment has no prompt to generate from")
         first = plan.candidates[0]
         room = first.room + plan.frame_weight
-        prompt.check_room(first.offer.model, room, plan.frame_weight, "prompt")
+        rate = first.bytes_per_token
+        prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
         task = self._loop.create_task(self._maker.make(work, History((), 0, 0)))
@@ -286,13 +287,14 @@ class Engine:
         Raises:
             TurnNotFound: no such turn, or someone else's.
         """
-        for look, pause in enumerate(_LOOKS):
+        for pause in _LOOKS:
             reply = self._lives.find(ref)
             if reply is not None and reply.owner == owner:
                 return reply
+            # Before the look in the store: what begins meanwhile would be there, and not here.
+            may_begin = self._lives.beginning
             stored = await self._store.get_turn(owner, ref)
-            # It may end, or begin, between a look here and one in the store.
-            if stored.turn.status.terminal or (look and not self._lives.beginning):
+            if stored.turn.status.terminal or not may_begin:
                 break
             await asyncio.sleep(pause)
         return Reply.stored(owner, _as_ended(stored.turn), stored.text)
@@ -307,24 +309,25 @@ class Engine:
 
         Raises:
             SessionNotFound: no such session, or someone else's.
+            ServerStopping, StoreUnavailable.
         """
+        self._check_open()
         found = await self._store.get_session(owner, session)
-        watchers = self._watchers.setdefault(found.id, set())
+        place = await self._store.next_turn(owner, found.id, 0)
+        self._check_open()
         follower = SessionFollower(
             found.id,
             lambda number: self._store.next_turn(owner, found.id, number),
             lambda ref: self.follow_turn(owner, ref),
             partial(self._forget_watcher, found.id),
         )
-        watchers.add(follower)
         if after is not None and after[1] is not None:
             follower.resume(after[0], after[1])
         elif after is not None:
             follower.start_behind(after[0])
-        elif found.running is not None:
-            follower.start_behind(found.running - 1)
         else:
-            follower.start_behind((await self._store.next_turn(owner, found.id, 0)).newest)
+            follower.start_behind(place.newest if place.running is None else place.running - 1)
+        self._watchers.setdefault(found.id, set()).add(follower)
         return follower
 
     def _tell_watchers(self, ref: TurnRef) -> None:

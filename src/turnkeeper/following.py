@@ -18,7 +18,8 @@ from turnkeeper.reply import Follower, Reply
 class SessionFollower:
     """Someone's place in a session. Used by one task; closed by whoever opened it.
 
-    It is `finished` when the session is gone, or cannot be read just now.
+    It is `finished` when the session is gone, or cannot be read just now, or after `end` when the
+    turn that is followed is over.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SessionFollower:
         self._resumed: tuple[int, int] | None = None  # a turn, and how much of it is known
         self._follower: Follower | None = None
         self._news = asyncio.Event()
+        self._ending = False
         self.finished = False
 
     def start_behind(self, number: int) -> None:
@@ -53,7 +55,7 @@ class SessionFollower:
         Empty when `nudge` was called and nothing had happened, or after the end.
         """
         follower = self._follower or await self._open_next()
-        if follower is None or self.finished:
+        if follower is None:
             return []
         events = await follower.next()
         ref = follower.reply.turn.ref
@@ -64,6 +66,10 @@ class SessionFollower:
 
     async def _open_next(self) -> Follower | None:
         """A follower of the next turn, if there is one; else None, after some news."""
+        if self._ending:
+            self.finished = True
+        if self.finished:
+            return None
         self._news.clear()
         try:
             number = (await self._find_next(self._seen)).next
@@ -88,12 +94,13 @@ class SessionFollower:
             self._follower.nudge()
 
     def end(self) -> None:
-        """Let whoever follows come to an end."""
-        self.finished = True
+        """Let whoever follows come to an end, once it has heard of the turn it follows."""
+        self._ending = True
         self.nudge()
 
     def close(self) -> None:
-        self.end()
+        self.finished = True
+        self.nudge()
         if self._follower is not None:
             self._follower.close()
         self._leave(self)

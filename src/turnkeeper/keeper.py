@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from turnkeeper.clock import Leaps
 from turnkeeper.contracts import Store
+from turnkeeper.counts import Counts
 from turnkeeper.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -19,59 +20,75 @@ log = logging.getLogger(__name__)
 STEP = 500  # sessions or keys looked at together
 STEP_SECONDS = 0.5  # between two steps
 ROUND_SECONDS = 5.0  # between two rounds
+TIDY_STEPS = 10  # after which strays and keys are looked at again: a round may be long
 KEY_MILLISECONDS = 24 * 60 * 60 * 1000  # that an idempotency key is kept
 LEAP_SECONDS = 60.0  # that a clock may run ahead of the time that has passed
 DISTRUST_SECONDS = 3600.0  # for which nothing expires when it has run ahead further
 
 
 class Keeper:
-    """Deletes sessions after their deployment's idle time-out, settles strays, forgets keys."""
+    """Deletes sessions after their deployment's idle time-out, settles strays, forgets keys.
+
+    And it keeps what was learned of how models count.
+    """
 
     def __init__(
         self,
         store: Store,
+        counts: Counts,
         settle_strays: Callable[[], Awaitable[int]],
         *,
         now: Callable[[], int],
         tick: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`settle_strays` ends turns that nobody makes, and says how many they were.
 
         `now` is the time in ms since 1970; `tick` are seconds that nobody can set.
         """
         self._store = store
+        self._counts = counts
         self._settle_strays = settle_strays
         self._now = now
         self._tick = tick
+        self._sleep = sleep
         self._leaps = Leaps(tolerance=LEAP_SECONDS, distrust=DISTRUST_SECONDS)
         self._leaps.is_new(now() / 1000, tick())
 
     async def run(self) -> None:
         """Walk round until cancelled."""
-        after = ""
+        after, steps = "", 0
         while True:
-            await asyncio.sleep(STEP_SECONDS if after else ROUND_SECONDS)
+            await self._sleep(STEP_SECONDS if after else ROUND_SECONDS)
             try:
-                if not after:
-                    await self.begin_round()
+                if steps % TIDY_STEPS == 0:
+                    await self.tidy()
                 after = await self.step(after)
+                steps = steps + 1 if after else 0
             except StoreUnavailable:
                 pass  # the store has said so, and in a while this is tried again
             except Exception:
                 log.exception("Nothing was tidied up through a fault of our own")
 
-    async def begin_round(self) -> None:
-        """What is done once a round."""
+    async def tidy(self) -> None:
+        """What does not wait for a walk round all sessions: strays, counts, old keys."""
         settled = await self._settle_strays()
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
-        if self._believes_clock():
-            await self._forget_keys()
-
-    async def _forget_keys(self) -> None:
-        dropped = STEP
+        await self.keep_counts()
+        dropped = STEP if self._believes_clock() else 0
         while dropped == STEP:
             dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP)
+
+    async def keep_counts(self) -> None:
+        """Keep what was learned of how models count since the last time, if it can be kept."""
+        news = self._counts.take_news()
+        if not news:
+            return
+        try:
+            await self._store.keep_counts(news)
+        except StoreUnavailable:
+            self._counts.changed = True  # the next time, then
 
     async def step(self, after: str) -> str:
         """Look at the next sessions and delete those that have expired; where to go on."""

@@ -14,15 +14,28 @@ from typing import assert_never
 
 from turnkeeper import prompt
 from turnkeeper.breaker import Breakers
-from turnkeeper.contracts import Provider
-from turnkeeper.domain import Context, History, Item, Passage, Prompt, Usage
+from turnkeeper.contracts import Provider, Store
+from turnkeeper.counts import Counts
+from turnkeeper.domain import (
+    Context,
+    History,
+    Item,
+    KeptItem,
+    Passage,
+    Place,
+    Prompt,
+    Usage,
+)
 from turnkeeper.errors import ProviderError
 from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
 from turnkeeper.plans import Candidate, Plan
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply
+from turnkeeper.summaries import Summaries
 
 log = logging.getLogger(__name__)
+
+_SUMMARY_SHARE = 8  # a summary has this part of the room for what was said
 
 
 class Work:
@@ -30,24 +43,31 @@ class Work:
 
     Attributes:
         passage: what the session is about, as it is now; None if nothing.
-        context: what the model was shown.
+        context: what the model was shown; `weight` is what that weighs.
+        asked: the model that was shown it.
         model: the one that is asked now, if it is not the first.
         usage: what was spent up to now, as far as anyone knows.
     """
 
-    __slots__ = ("context", "model", "passage", "plan", "reply", "usage")
+    __slots__ = ("asked", "context", "model", "passage", "plan", "reply", "usage", "weight")
 
     def __init__(self, reply: Reply, plan: Plan) -> None:
         self.reply = reply
         self.plan = plan
         self.passage: Passage | None = None
         self.context: Context | None = None
+        self.weight = 0
+        self.asked = ""
         self.model: str | None = None
         self.usage: Usage | None = None
 
     def has_words(self) -> bool:
         """Whether any of the reply has come."""
         return self.reply.length > 0
+
+    def spend(self, usage: Usage) -> None:
+        """Add what a call used."""
+        self.usage = _add(self.usage, usage)
 
 
 class Maker:
@@ -56,6 +76,8 @@ class Maker:
     def __init__(
         self,
         policy: Policy,
+        store: Store,
+        counts: Counts,
         *,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -65,6 +87,8 @@ class Maker:
         `clock` gives seconds and never goes back.
         """
         self._policy = policy
+        self._counts = counts
+        self._summaries = Summaries(store, counts)
         self._jitter = jitter
         self._breakers = Breakers(clock, jitter)
 
@@ -78,11 +102,10 @@ class Maker:
         candidates = plan.able(history.total_weight)
         for number, candidate in enumerate(candidates, 1):
             model = candidate.offer.model.id
-            asked = self._show(work, candidate, history)
             if number > 1:
                 work.model = model
             try:
-                await self._ask(work, candidate.offer.provider, asked)
+                await self._answer(work, candidate, history)
             except ProviderError as error:
                 if reply.length or number == len(candidates):
                     raise
@@ -92,23 +115,76 @@ class Maker:
             else:
                 return
 
-    def _show(self, work: Work, candidate: Candidate, history: History) -> Prompt:
+    async def _answer(self, work: Work, candidate: Candidate, history: History) -> None:
+        """Have the reply made by a candidate, which is shown less if it says it was too much."""
+        provider = candidate.offer.provider
+        asked = await self._show(work, candidate, history)
+        try:
+            await self._ask(work, provider, asked)
+        except ProviderError as error:
+            if error.code != "context_length_exceeded":
+                raise
+            sent = work.weight
+            self._correct(candidate, sent, error)
+            if work.reply.length or work.plan.blueprint.overflow == "error":
+                raise
+            smaller = work.plan.refit(candidate, sent, self._counts)
+            asked = await self._show(work, smaller, history)
+            if work.weight >= sent:  # the newest turn alone is too much
+                raise
+            log.info("%s is asked again with a shorter prompt: %s", work.asked, error.sentence)
+        else:
+            return
+        await self._ask(work, provider, asked)
+
+    def _correct(self, candidate: Candidate, sent: int, error: ProviderError) -> None:
+        """Learn from a refusal how the model counts, and how much it holds."""
+        model = candidate.offer.model
+        self._counts.correct(model.id, sent, error.prompt_tokens)
+        # It holds fewer tokens than there were, whatever else it says.
+        held = error.context_window or error.prompt_tokens
+        if held is not None and held < self._counts.window(model.id, model.context_window):
+            self._counts.note_window(model.id, held)
+
+    async def _show(self, work: Work, candidate: Candidate, history: History) -> Prompt:
         """The prompt for a candidate; the work's context is what it shows."""
-        plan, room = work.plan, candidate.room
-        frame, frame_weight = plan.frame, plan.frame_weight
+        plan, room, frame = work.plan, candidate.room, work.plan.frame
         if work.passage is not None:
             frame = _with_passage(plan, work.passage, room, history)
-            frame_weight = prompt.weigh(frame)
-            room -= frame_weight - plan.frame_weight
-        asked, work.context = prompt.fit(
+            room -= prompt.weigh(frame) - plan.frame_weight
+        sent, summarised = prompt.fit(history, room), False
+        if plan.blueprint.overflow == "summarise" and history.total_weight > room:
+            told = await self._summarise(work, candidate, history, room)
+            if told is not None:
+                sent, text = told
+                summarised = True
+                frame = prompt.with_summary(frame, text, room // _SUMMARY_SHARE)
+        shown = prompt.show(
             candidate.offer.asked_as,
-            room,
             history,
+            sent,
+            candidate.bytes_per_token,
             frame=frame,
-            frame_weight=frame_weight,
+            frame_weight=plan.frame_weight if frame is plan.frame else prompt.weigh(frame),
             sampling=plan.sampling,
+            summarised=summarised,
         )
-        return asked
+        work.asked, work.context = candidate.offer.model.id, shown.context
+        work.weight = shown.weight
+        return shown.prompt
+
+    async def _summarise(
+        self, work: Work, candidate: Candidate, history: History, room: int
+    ) -> tuple[tuple[KeptItem, ...], str] | None:
+        """What is shown beside a summary of the rest, and that; None if there is no summary."""
+        size = room // _SUMMARY_SHARE
+        sent = prompt.fit(history, room - size)
+        first = Place(sent[0].turn, sent[0].position)
+        ref = work.reply.turn.ref
+        summary = await self._summaries.bring_up_to(first, ref, candidate, size, work.spend)
+        if summary is None:
+            return None
+        return prompt.after(summary.last, sent), summary.text
 
     async def _ask(self, work: Work, provider: Provider, asked: Prompt) -> None:
         """Call the model, again while it says nothing.
@@ -156,8 +232,17 @@ class Maker:
             failed_at_once = not reply.length
             raise
         finally:
+            if used is not None:
+                self._counts.learn(work.asked, work.weight, used.prompt_tokens)
             if used is not None or not failed_at_once:
-                work.usage = _add(work.usage, used or _estimate_usage(work))
+                work.spend(used or self._estimate_usage(work))
+
+    def _estimate_usage(self, work: Work) -> Usage:
+        """For a call of which the provider did not say, or could not any more, what it used."""
+        assert work.context is not None  # noqa: S101
+        size, rate = len(work.reply.text.encode()), self._counts.bytes_per_token(work.asked)
+        completion = int(size / rate) + 1 if size else 0
+        return Usage(work.context.estimated_tokens, completion, estimated=True)
 
     def _check_length(self, reply: Reply) -> None:
         """A model that never stops must not fill memory and disk."""
@@ -174,14 +259,6 @@ def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> 
     budget = prompt.allowance(room, history, keep_all=keep_all)
     text = prompt.describe_passage(passage, budget)
     return prompt.put_in_front(plan.frame, text) if text else plan.frame
-
-
-def _estimate_usage(work: Work) -> Usage:
-    """For a call of which the provider did not say, or could not any more, what it used."""
-    assert work.context is not None  # noqa: S101
-    text = work.reply.text
-    completion = len(text.encode()) // prompt.BYTES_PER_TOKEN + 1 if text else 0
-    return Usage(work.context.estimated_tokens, completion, estimated=True)
 
 
 def _add(before: Usage | None, more: Usage) -> Usage:

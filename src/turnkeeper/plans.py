@@ -4,6 +4,7 @@ import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.blueprint import fill_in, sampling_of
+from turnkeeper.counts import Counts
 from turnkeeper.domain import (
     Basis,
     Blueprint,
@@ -18,13 +19,19 @@ _REMEMBERED = 1000  # plans, of sessions without variables
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A model that may make the reply, and the weight of items that its prompts have room for.
+    """A model that may make the reply.
 
-    A fallback's has not more than that of the first, for which the session is read.
+    Attributes:
+        room: the weight of items that its prompts have room for. A fallback has not more than
+            the first, for which the session is read.
+        whole_room: the same with what every prompt begins with.
+        bytes_per_token: by which both were made of its window.
     """
 
     offer: Offer
     room: int
+    whole_room: int
+    bytes_per_token: float
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -50,7 +57,8 @@ class Plan(msgspec.Struct, frozen=True):
         """
         first = self.candidates[0]
         is_all_wanted = self.blueprint.overflow == "error"
-        prompt.check_room(first.offer.model, first.room, total_weight if is_all_wanted else weight)
+        wanted = total_weight if is_all_wanted else weight
+        prompt.check_room(first.offer.model, first.room, wanted, first.bytes_per_token)
         return ModelChoice(first.offer.model.id, first.room)
 
     def able(self, total_weight: int) -> tuple[Candidate, ...]:
@@ -64,12 +72,21 @@ class Plan(msgspec.Struct, frozen=True):
         first, *others = self.candidates
         return (first, *(other for other in others if other.room >= total_weight))
 
+    def refit(self, refused: Candidate, sent: int, counts: Counts) -> Candidate:
+        """The candidate with less room, after it has refused a prompt of weight `sent`."""
+        fitted = _with_limit(self.blueprint, self.sampling)
+        smaller = _candidate(refused.offer, fitted, self.frame_weight, counts)
+        least = min(smaller.room, refused.room, sent * 9 // 10 - self.frame_weight)
+        return msgspec.structs.replace(smaller, room=least)
+
 
 class Plans:
     """Makes plans, and remembers those that many sessions share."""
 
-    def __init__(self, offers: Offers) -> None:
-        self._offers = offers
+    def __init__(self, offers: Offers, counts: Counts) -> None:
+        self.offers = offers
+        self.counts = counts
+        self._version = counts.version
         self._shared: dict[tuple[str, str | None], Plan] = {}
 
     def make(self, basis: Basis, model: str | None = None, over: Sampling | None = None) -> Plan:
@@ -77,6 +94,9 @@ class Plans:
         wanted = model or basis.model
         if basis.variables or basis.config is not None or over is not None:
             return self._make(basis, wanted, over)
+        if self._version != self.counts.version:  # what fits into a window has changed
+            self._version = self.counts.version
+            self._shared.clear()
         key = (basis.revision.id, wanted)
         plan = self._shared.get(key)
         if plan is None:
@@ -95,24 +115,37 @@ class Plans:
             sampling = _override(sampling, Sampling(basis.config.temperature))
         weight = prompt.weigh(frame)
         sampling = _override(sampling, over)
-        fitted = msgspec.structs.replace(blueprint, max_tokens=sampling.max_tokens)
-        offers = self._candidates(blueprint, wanted)
-        rooms = [prompt.capacity(offer.model, fitted, weight) for offer in offers]
+        fitted = _with_limit(blueprint, sampling)
+        first, *others = [
+            _candidate(offer, fitted, weight, self.counts)
+            for offer in self._candidates(blueprint, wanted)
+        ]
         # No more of a session is read than the first has room for.
-        candidates = tuple(
-            Candidate(offer, min(room, rooms[0])) for offer, room in zip(offers, rooms, strict=True)
-        )
-        return Plan(candidates, frame, weight, sampling, blueprint)
+        candidates = [
+            msgspec.structs.replace(other, room=min(other.room, first.room)) for other in others
+        ]
+        return Plan((first, *candidates), frame, weight, sampling, blueprint)
 
     def _candidates(self, blueprint: Blueprint, wanted: str | None) -> list[Offer]:
         """The first of the wanted model, the blueprint's and the server's; then those to fall
         back on. A model that is not offered any more is passed over."""
-        by_id = self._offers.by_id
+        by_id = self.offers.by_id
         first = by_id.get(wanted or "") or by_id.get(blueprint.model or "")
         others = [by_id[id_] for id_ in dict.fromkeys(blueprint.fallback_models) if id_ in by_id]
         if first is None:
-            first = others[0] if blueprint.model and others else self._offers.listed[0]
+            first = others[0] if blueprint.model and others else self.offers.listed[0]
         return [first, *(offer for offer in others if offer is not first)]
+
+
+def _with_limit(blueprint: Blueprint, sampling: Sampling) -> Blueprint:
+    return msgspec.structs.replace(blueprint, max_tokens=sampling.max_tokens)
+
+
+def _candidate(offer: Offer, blueprint: Blueprint, frame_weight: int, counts: Counts) -> Candidate:
+    model = offer.model
+    rate, window = counts.bytes_per_token(model.id), counts.window(model.id, model.context_window)
+    room = prompt.capacity(window, blueprint, frame_weight, rate)
+    return Candidate(offer, room, room + frame_weight, rate)
 
 
 def instructions_of(config: ChatConfig) -> str:

@@ -1,11 +1,12 @@
 """What the model is shown: what the blueprint puts in front, and as much history as fits.
 
 Pure. Sizes are weights (`domain.item_weight`: about bytes), since a provider counts in tokens
-of its own: `BYTES_PER_TOKEN` turns one into the other, on the safe side for English and for
-Chinese.
+of its own: how many bytes make one of a model's is learned, in `counts.py`.
 """
 
 from collections.abc import Sequence
+
+import msgspec
 
 from turnkeeper.domain import (
     AS_IT_IS,
@@ -19,6 +20,7 @@ from turnkeeper.domain import (
     Model,
     OutlineEntry,
     Passage,
+    Place,
     Prompt,
     Sampling,
     ToolResult,
@@ -26,67 +28,92 @@ from turnkeeper.domain import (
 )
 from turnkeeper.errors import ContextTooLong
 
-BYTES_PER_TOKEN = 3
 _LARGEST_REPLY = 4096  # tokens kept free for the reply, unless the window is small
 
 
-def capacity(model: Model, blueprint: Blueprint, frame_weight: int) -> int:
-    """The weight of items that fit into the model's window beside what every prompt begins with.
+def capacity(window: int, blueprint: Blueprint, frame_weight: int, bytes_per_token: float) -> int:
+    """The weight of items that fit into a model's window beside what every prompt begins with.
 
     The reply is left as many tokens as the blueprint allows it, but not more than half of the
     window; if it says nothing, a quarter of a small window, else 4,096.
     """
-    window = min(model.context_window, blueprint.context_window or model.context_window)
+    window = min(window, blueprint.context_window or window)
     reserve = min(_LARGEST_REPLY, window // 4)
     if blueprint.max_tokens is not None:
         reserve = min(blueprint.max_tokens, window // 2)
-    return (window - reserve) * BYTES_PER_TOKEN - frame_weight
+    return int((window - reserve) * bytes_per_token) - frame_weight
 
 
 def weigh(items: Sequence[Item]) -> int:
     return sum([item_weight(item) for item in items])
 
 
-def check_room(model: Model, room: int, weight: int, what: str = "message") -> None:
+def check_room(
+    model: Model, room: int, weight: int, bytes_per_token: float, what: str = "message"
+) -> None:
     """See that items of `weight` fit into the `room` that a model has for them.
 
     Raises:
         ContextTooLong: they do not, so nothing may be stored.
     """
     if weight > room:
+        needed, free = int(weight / bytes_per_token), int(max(room, 0) / bytes_per_token)
         raise ContextTooLong(
-            f"The {what} needs about {weight // BYTES_PER_TOKEN} tokens and {model.id} has room"
-            f" for {max(room, 0) // BYTES_PER_TOKEN}"
+            f"The {what} needs about {needed} tokens and {model.id} has room for {free}"
         )
 
 
-def fit(
+def after(last: Place, items: tuple[KeptItem, ...]) -> tuple[KeptItem, ...]:
+    """Those of the items that stand behind a place."""
+    place = (last.turn, last.position)
+    return tuple(kept for kept in items if (kept.turn, kept.position) > place)
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What a model is shown of a session: the prompt, what is said of it, and all its weight."""
+
+    prompt: Prompt
+    context: Context
+    weight: int
+
+
+def fit(history: History, room: int) -> tuple[KeptItem, ...]:
+    """What is shown of `history` to a model with a `capacity` of `room`.
+
+    A session that overflows the window is cut to three quarters of it at once and grows again:
+    what is dropped is a multiple of a quarter, so that the prompt's beginning stays the same for
+    many turns and providers can cache it. Turns go whole, and the newest always stays.
+    """
+    return history.items if history.total_weight <= room else _newest_that_fit(history, room)
+
+
+def show(
     model: str,
-    room: int,
     history: History,
+    sent: tuple[KeptItem, ...],
+    bytes_per_token: float,
     *,
     frame: tuple[Item, ...] = (),
     frame_weight: int = 0,
     sampling: Sampling = AS_IT_IS,
-) -> tuple[Prompt, Context]:
-    """The prompt for the newest turn of `history`, for a `model` with a `capacity` of `room`.
+    summarised: bool = False,
+) -> Shown:
+    """The prompt for the newest turn of `history`, of which `sent` is shown.
 
-    `frame` is what every prompt of the session begins with. A session that overflows the window
-    is cut to three quarters of it at once and grows again: what is dropped is a multiple of a
-    quarter, so that the prompt's beginning stays the same for many turns and providers can cache
-    it. Turns go whole, and the newest always stays.
+    `frame` is what every prompt of the session begins with.
     """
-    sent, dropped = history.items, 0
-    if history.total_weight > room:
-        sent = _newest_that_fit(history, room)
+    weight, dropped = _weight(sent), 0
+    if weight < history.total_weight:
         dropped = history.message_count - sum(map(_is_message, sent))
+    weight += frame_weight
     prompt = Prompt(model, (*frame, *[kept.item for kept in sent]), sampling)
     context = Context(
         messages_sent=len(sent),
         messages_dropped=dropped,
-        estimated_tokens=(_weight(sent) + frame_weight) // BYTES_PER_TOKEN,
+        estimated_tokens=int(weight / bytes_per_token),
+        summarised=summarised,
     )
-    return prompt, context
+    return Shown(prompt, context, weight)
 
 
 # --- What is put before the history ------------------------------------------------------------
@@ -102,6 +129,14 @@ def put_in_front(frame: tuple[Item, ...], text: str) -> tuple[Item, ...]:
             return (Message("system", f"{system}\n\n{text}"), *rest)
         case _:
             return (Message("system", text), *frame)
+
+
+def with_summary(frame: tuple[Item, ...], summary: str, size: int) -> tuple[Item, ...]:
+    """`frame` with a summary of what is not shown, of which `size` bytes are put in at most."""
+    return put_in_front(frame, _TOLD + cut_end(summary, size - len(_TOLD)))
+
+
+_TOLD = "Summary of this conversation's beginning, of which only the rest follows:\n"
 
 
 def allowance(room: int, history: History, *, keep_all: bool) -> int:
@@ -137,6 +172,11 @@ def describe_passage(passage: Passage, budget: int) -> str:
 
 _OUTLINE = "Outline:\n"
 _LEAST = 64  # bytes of an outline and a text that say something
+
+
+def cut_end(text: str, size: int) -> str:
+    """The beginning of `text`, of at most `size` bytes."""
+    return text.encode()[: max(size, 0)].decode(errors="ignore")
 
 
 def cut_middle(text: str, budget: int) -> str:

@@ -128,6 +128,8 @@ class Reply:
     def since(self, position: int) -> str:
         """The characters from `position` on; quick near the end, where followers are."""
         missing = self.length - position
+        if self._chunks and len(self._chunks[-1]) == missing:  # nearly always
+            return self._chunks[-1]
         newest: list[str] = []
         for chunk in reversed(self._chunks):
             if missing <= 0:
@@ -190,17 +192,18 @@ class Follower:
         events = self._news()
         if events or self.finished:
             return events
-        self._waiter = self._loop.create_future()
+        waiter = self._waiter = self._loop.create_future()
         try:
-            await self._waiter
+            await waiter
         finally:
             self._waiter = None
         return self._news()
 
     def nudge(self) -> None:
         """Wake whoever waits in `next`."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def close(self) -> None:
         self.finished = True
@@ -210,7 +213,10 @@ class Follower:
     def _news(self) -> list[ReplyEvent]:
         if self.finished:
             return []
-        reply, events = self.reply, list[ReplyEvent]()
+        reply = self.reply
+        if reply.ended is None and not self._wants_start:  # nearly always
+            return [self._growth()] if reply.length > self._position else []
+        events: list[ReplyEvent] = []
         if self._wants_start and _has_started(reply):
             self._wants_start = False
             events.append(Started(reply.turn))

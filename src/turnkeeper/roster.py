@@ -15,6 +15,7 @@ import msgspec
 from turnkeeper.blueprint import fill_in
 from turnkeeper.config import SETTINGS, Config, DeploymentEntry, ModelEntry, ProviderEntry
 from turnkeeper.contracts import Provider
+from turnkeeper.counts import BYTES_PER_TOKEN
 from turnkeeper.domain import Blueprint, Model
 from turnkeeper.errors import ConfigError, ProviderError
 from turnkeeper.offers import Offers, make_offers
@@ -260,4 +261,5 @@ def _models_of(blueprint: Blueprint, offers: Offers) -> Iterable[str]:
 
 def _room(blueprint: Blueprint, model: Model) -> int:
     """The weight of items that fit into the window beside the prompt, its variables as written."""
-    return capacity(model, blueprint, weigh(fill_in(blueprint, {})))
+    weight = weigh(fill_in(blueprint, {}))
+    return capacity(model.context_window, blueprint, weight, BYTES_PER_TOKEN)

@@ -17,6 +17,7 @@ from turnkeeper.domain import (
     ChatConfig,
     IdempotencyKey,
     Kept,
+    ListedItem,
     Message,
     MessageRef,
     Session,
@@ -24,6 +25,7 @@ from turnkeeper.domain import (
     SessionChoice,
     SessionFilter,
     SessionSummary,
+    TurnRef,
     Version,
     check_text,
 )
@@ -124,7 +126,8 @@ class Sessions:
         plan = self._plans.make(basis)
         first = plan.candidates[0]
         room = first.room + plan.frame_weight
-        prompt.check_room(first.offer.model, room, plan.frame_weight + 1, "prompt")
+        weight, rate = plan.frame_weight + 1, first.bytes_per_token
+        prompt.check_room(first.offer.model, room, weight, rate, "prompt")
 
     async def get(self, owner: str, session: SessionChoice, *, scope: str | None = None) -> Session:
         """A session; with `scope` only one of that deployment.
@@ -231,6 +234,10 @@ class Sessions:
             await self.get(owner, session, scope=scope)
         gone = await self._store.delete_session(owner, session, if_stamp=if_stamp)
         self._engine.stop_gone(gone)
+
+    async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
+        """What was said in a turn, listed or not; see `Store.list_words`."""
+        return await self._store.list_words(owner, ref)
 
     async def list_versions(
         self, owner: str, session: SessionChoice, message: MessageRef

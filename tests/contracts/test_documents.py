@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import pytest
 
 from tests.contracts.test_store import NOW, a_turn, completed, publish, say
@@ -14,6 +15,7 @@ from turnkeeper.contracts import DocumentStore, NewSection, Store
 from turnkeeper.domain import (
     ById,
     ChatConfig,
+    IdempotencyKey,
     Kept,
     OutlineEntry,
     SectionChange,
@@ -25,6 +27,7 @@ from turnkeeper.domain import (
 from turnkeeper.errors import (
     AccessDenied,
     DocumentNotFound,
+    KeyReused,
     PreconditionFailed,
     SectionNotFound,
     SessionNotFound,
@@ -98,6 +101,36 @@ async def test_a_document_is_kept_whole(documents: DocumentStore) -> None:
     assert [(each.id, each.size) for each in sizes] == list(zip(ids, [3, 8, 0], strict=True))
     sections = await documents.get_sections("ann", id_, ids[::-1])
     assert [each.content for each in sections] == ["", "two\r\n é", "one"]
+
+
+async def test_what_has_a_key_is_made_once(documents: DocumentStore) -> None:
+    key = IdempotencyKey("ann", "k", "a request")
+
+    async def make() -> str:
+        return (await documents.create_document("ann", document_id(), "Doc", [], NOW, key=key)).id
+
+    [id_] = {*await asyncio.gather(*(make() for _ in range(20)))}
+    assert len(await documents.list_documents("ann")) == 1
+    other = msgspec.structs.replace(key, request="another")
+    with pytest.raises(KeyReused):
+        await documents.create_document("ann", document_id(), "Doc", [], NOW, key=other)
+    await documents.delete_document("ann", id_, NOW)
+    with pytest.raises(DocumentNotFound):
+        await make()
+
+
+async def test_a_section_with_a_key_is_put_in_once(documents: DocumentStore) -> None:
+    id_, _ = await a_document(documents, "one")
+    key = IdempotencyKey("ann", "k", "a request")
+
+    async def put_in() -> str:
+        return (await documents.create_section("ann", id_, a_section("two"), NOW, key=key)).id
+
+    [made] = {*await asyncio.gather(*(put_in() for _ in range(20)))}
+    assert (await order(documents, id_))[1:] == [made]
+    await documents.delete_section("ann", id_, made, NOW)
+    with pytest.raises(SectionNotFound):
+        await put_in()
 
 
 async def test_the_newest_document_is_listed_first(documents: DocumentStore) -> None:

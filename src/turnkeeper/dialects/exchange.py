@@ -93,23 +93,24 @@ class Call(msgspec.Struct, frozen=True):
 
 _KEY_LENGTH = 255
 _KEY = re.compile(rb"[ -~]{1,%d}" % _KEY_LENGTH)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_encode_in_order = msgspec.json.Encoder(order="sorted").encode
 # Whether the reply is streamed makes no difference to what is asked.
 _HOW_IT_IS_SENT = ("stream", "stream_options")
 
 
 def tell_apart(line: str, body: bytes) -> str:
-    """What is the same for two requests if they ask for the same."""
+    """What is the same for two requests if they ask for the same.
+
+    White space and the order of fields make no difference in JSON, so they make none here. No
+    body is an object without fields.
+    """
     try:
-        fields = _fields.decode(body)
-    except (ValueError, RecursionError):  # no object: all of it counts
-        asked = body
-    else:
-        for name in _HOW_IT_IS_SENT:
-            fields.pop(name, None)
-        asked = _encode_in_order(fields)
-    return blake2b(b"%b\n%b" % (line.encode(), asked), digest_size=16).hexdigest()
+        value = msgspec.json.decode(body) if body.strip() else {}
+        if isinstance(value, dict):
+            value = {name: value[name] for name in value if name not in _HOW_IT_IS_SENT}
+        body = msgspec.json.encode(value, order="sorted")
+    except (ValueError, RecursionError):  # no JSON, or of an odd kind: each byte counts
+        pass
+    return blake2b(b"%b\n%b" % (line.encode(), body), digest_size=16).hexdigest()
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -112,7 +112,9 @@ def _cursor(session_id: str, items: Sequence[ListedItem]) -> str | None:
 
 
 async def read_said(parts: Parts, call: Call, reply: Reply, limit: int) -> MessagePage:
-    """The last `limit` messages up to a reply that was just completed, itself the last.
+    """The last `limit` messages up to a reply that was completed, itself the last.
+
+    If another version stands in its place since, only what was said in its own turn.
 
     Raises:
         TurnEnded: it was removed since; the caller learns what it would have a moment earlier.
@@ -123,11 +125,18 @@ async def read_said(parts: Parts, call: Call, reply: Reply, limit: int) -> Messa
         page = await parts.sessions.page_messages(
             call.caller, ById(ref.session_id), before=behind, limit=limit
         )
+        if not _ends_with_reply(page.messages, ref.number):
+            said = await parts.sessions.list_words(call.caller, ref)
+            page = MessagePage(page.session, said[-limit:], bool(page.messages))
     except SessionNotFound:
         page = None
-    if page is None or not any(_is_reply(item, ref.number) for item in page.messages[-1:]):
+    if page is None or not _ends_with_reply(page.messages, ref.number):
         raise TurnEnded(ref.id, ref.session_id, "turn_cancelled", "The turn was cancelled", None)
     return page
+
+
+def _ends_with_reply(messages: Sequence[ListedItem], number: int) -> bool:
+    return any(_is_reply(item, number) for item in messages[-1:])
 
 
 def _is_reply(item: ListedItem, number: int) -> bool:

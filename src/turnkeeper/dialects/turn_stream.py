@@ -181,7 +181,7 @@ def _encode_context(turn: Turn) -> dict[str, Any] | None:
     return {
         "messages_sent": context.messages_sent,
         "messages_dropped": context.messages_dropped,
-        "summarised": False,
+        "summarised": context.summarised,
         "estimated_tokens": context.estimated_tokens,
     }
 

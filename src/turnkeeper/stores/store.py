@@ -21,19 +21,23 @@ from turnkeeper.domain import (
     Ending,
     History,
     IdempotencyKey,
+    KeptItem,
     ListedItem,
     MessageRef,
+    Place,
     Revision,
     Session,
     SessionChange,
     SessionChoice,
     SessionFilter,
     SessionSummary,
+    Summary,
+    TokenCount,
     Turn,
     TurnRef,
     Version,
 )
-from turnkeeper.stores.sql import deployments, idempotency, sessions, turns, versions
+from turnkeeper.stores.sql import deployments, idempotency, sessions, summaries, turns, versions
 from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
@@ -141,6 +145,9 @@ class SqlStore:
     async def begin_version(self, new: NewVersion) -> BegunTurn | TurnRef:
         return await self._driver.write(lambda: versions.begin_version(new), long=True)
 
+    async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
+        return await self._driver.read(lambda: versions.list_words(owner, ref))
+
     async def list_versions(
         self, owner: str, session: SessionChoice, message: MessageRef
     ) -> Sequence[Version]:
@@ -227,6 +234,25 @@ class SqlStore:
 
     async def settle_abandoned(self, now: int) -> int:
         return await self._driver.write(lambda: turns.settle_abandoned(now), long=True)
+
+    async def get_summary(self, session_id: str) -> Summary | None:
+        return await self._driver.read(lambda: summaries.get_summary(session_id))
+
+    async def keep_summary(self, ref: TurnRef, summary: Summary) -> None:
+        await self._driver.write(lambda: summaries.keep_summary(ref, summary))
+
+    async def items_between(
+        self, session_id: str, after: Place, before: Place, weight: int
+    ) -> Sequence[KeptItem]:
+        return await self._driver.read(
+            lambda: summaries.items_between(session_id, after, before, weight)
+        )
+
+    async def list_counts(self) -> Sequence[TokenCount]:
+        return await self._driver.read(summaries.list_counts)
+
+    async def keep_counts(self, counts: Sequence[TokenCount]) -> None:
+        await self._driver.write(lambda: summaries.keep_counts(counts))
 
     async def ping(self) -> None:
         await self._driver.read(sessions.ping)

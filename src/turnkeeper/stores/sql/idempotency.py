@@ -9,12 +9,14 @@ from turnkeeper.stores.sql.rows import Contended, Transaction
 
 T = TypeVar("T")
 
-FIND_MADE = "SELECT request, made FROM idempotency_keys WHERE owner = ? AND key = ?"
-# Two that race do the same work; the one that comes second here undoes it.
-KEEP_MADE = """
-INSERT INTO idempotency_keys (owner, key, request, made, created_at) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (owner, key) DO NOTHING RETURNING made
+# Before any work: of two that race, one waits here until the other is stored or refused. Had both
+# begun, the second might find the session busy, or the name taken, with its own twin.
+CLAIM_KEY = """
+INSERT INTO idempotency_keys (owner, key, request, made, created_at) VALUES (?, ?, ?, '', ?)
+ON CONFLICT (owner, key) DO NOTHING RETURNING key
 """
+FIND_MADE = "SELECT request, made FROM idempotency_keys WHERE owner = ? AND key = ?"
+KEEP_MADE = "UPDATE idempotency_keys SET made = ? WHERE owner = ? AND key = ?"
 DROP_OLD = """
 DELETE FROM idempotency_keys WHERE (owner, key) IN (
     SELECT owner, key FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?
@@ -34,38 +36,35 @@ def once(
 
     `name` is what the made thing is remembered by.
     """
-    made = yield from find_made(key)
+    made = yield from claim(key, now)
     if made is not None:
         return (yield from again(made))
     thing = yield from work
-    yield from keep_made(key, name(thing), now)
+    yield from keep_made(key, name(thing))
     return thing
 
 
-def find_made(key: IdempotencyKey | None) -> Transaction[str | None]:
-    """What was made under a key; None if nothing yet.
+def claim(key: IdempotencyKey | None, now: int) -> Transaction[str | None]:
+    """What was made under a key. None if nothing yet: then `keep_made` is to follow.
 
     Raises:
         KeyReused: another request was made under it.
     """
-    if key is None:
+    if key is None or (yield CLAIM_KEY, (key.owner, key.key, key.request, now)):
         return None
     rows = yield FIND_MADE, (key.owner, key.key)
-    if not rows:
-        return None
+    if not rows:  # forgotten in this moment
+        raise Contended
     request, made = rows[0]
     if request != key.request:
         raise KeyReused("This Idempotency-Key was used for another request")
     return str(made)
 
 
-def keep_made(key: IdempotencyKey | None, made: str, now: int) -> Transaction[None]:
-    """Remember what was made under a key that `find_made` did not know."""
-    if key is None:
-        return
-    rows = yield KEEP_MADE, (key.owner, key.key, key.request, made, now)
-    if not rows:
-        raise Contended
+def keep_made(key: IdempotencyKey | None, made: str) -> Transaction[None]:
+    """Remember what was made under a key that was claimed."""
+    if key is not None:
+        yield KEEP_MADE, (made, key.owner, key.key)
 
 
 def drop_keys(before: int, limit: int) -> Transaction[int]:

@@ -82,7 +82,7 @@ def decode_listed(row: Row) -> ListedItem:
 
 def decode_turn(ref: TurnRef, row: Row) -> Turn:
     status, model, created_at, finished_at, prompt, completion, estimated = row[:7]
-    code, sentence, retry_after, sent, dropped, tokens = row[7:]
+    code, sentence, retry_after, sent, dropped, tokens, summarised = row[7:]
     return Turn(
         ref,
         TurnStatus(status),
@@ -92,7 +92,7 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
         None if finished_at is None else max(created_at, finished_at),
         None if prompt is None else Usage(prompt, completion, bool(estimated)),
         None if code is None else Failure(code, sentence, retry_after),
-        None if sent is None else Context(sent, dropped, tokens),
+        None if sent is None else Context(sent, dropped, tokens, bool(summarised)),
     )
 
 

@@ -29,7 +29,7 @@ from turnkeeper.errors import (
     TurnNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_basis
-from turnkeeper.stores.sql.idempotency import find_made, keep_made
+from turnkeeper.stores.sql.idempotency import claim, keep_made
 from turnkeeper.stores.sql.rows import (
     Row,
     Transaction,
@@ -86,17 +86,17 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)
 
 
 def begin_turn(new: NewTurn) -> Transaction[BegunTurn | TurnRef]:
-    begun = yield from find_begun(new.key)
+    begun = yield from claim_turn(new.key, new.now)
     if begun is not None:
         return begun
     stored = yield from _begin_turn(new)
-    yield from keep_made(new.key, stored.turn.ref.id, new.now)
+    yield from keep_made(new.key, stored.turn.ref.id)
     return stored
 
 
-def find_begun(key: IdempotencyKey | None) -> Transaction[TurnRef | None]:
+def claim_turn(key: IdempotencyKey | None, now: int) -> Transaction[TurnRef | None]:
     """The turn that was begun under a key; None if none was yet."""
-    made = yield from find_made(key)
+    made = yield from claim(key, now)
     return None if made is None else parse_turn_id(made)
 
 
@@ -275,7 +275,7 @@ TURN_STATUS = "SELECT status FROM turns WHERE session_id = ? AND number = ?"
 END_TURN = """
 UPDATE turns SET status = ?, model = COALESCE(?, model), finished_at = ?, prompt_tokens = ?,
     completion_tokens = ?, usage_estimated = ?, error_code = ?, error = ?, retry_after = ?,
-    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?
+    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?, summarised = ?
 WHERE session_id = ? AND number = ?
 """
 
@@ -351,7 +351,7 @@ def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
             *((failure.code, failure.sentence) if failure else (None, None)),
             failure.retry_after if failure else None,
             *((context.messages_sent, context.messages_dropped) if context else (None, None)),
-            context.estimated_tokens if context else None,
+            *((context.estimated_tokens, int(context.summarised)) if context else (None, None)),
             *place,
         ),
     )
@@ -435,7 +435,8 @@ def settle_abandoned(now: int) -> Transaction[int]:
 # --- Following a session -----------------------------------------------------------------------
 
 NEXT_TURN = """
-SELECT s.turns, (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
+SELECT s.turns, s.running,
+    (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
 FROM sessions s WHERE s.owner = ? AND s.id = ?
 """
 
@@ -444,8 +445,8 @@ def next_turn(owner: str, session_id: str, after: int) -> Transaction[NextTurn]:
     rows = yield NEXT_TURN, (after, owner, session_id)
     if not rows:
         raise SessionNotFound("Session not found")
-    newest, following = rows[0]
-    return NextTurn(following, newest)
+    newest, running, following = rows[0]
+    return NextTurn(following, newest, running)
 
 
 # --- Reading -----------------------------------------------------------------------------------
@@ -453,7 +454,7 @@ def next_turn(owner: str, session_id: str, after: int) -> Transaction[NextTurn]:
 GET_TURN = """
 SELECT t.status, t.model, t.created_at, t.finished_at, t.prompt_tokens, t.completion_tokens,
     t.usage_estimated, t.error_code, t.error, t.retry_after, t.messages_sent,
-    t.messages_dropped, t.estimated_tokens
+    t.messages_dropped, t.estimated_tokens, t.summarised
 FROM turns t JOIN sessions s ON s.id = t.session_id
 WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
 """

@@ -31,7 +31,7 @@ from turnkeeper.stores.sql.turns import (
     INSERT_ITEM,
     TURN_STATUS,
     busy,
-    find_begun,
+    claim_turn,
     newest_items,
     take_number_of,
 )
@@ -75,6 +75,8 @@ HIDE_FROM = (
     f"INSERT INTO hidden_items ({_ITEM}, branch) SELECT {_ITEM}, CAST(? AS BIGINT) FROM {_FROM}"
 )
 REMOVE_FROM = f"DELETE FROM {_FROM}"
+# One that tells of what is hidden now.
+DROP_SUMMARY = "DELETE FROM summaries WHERE session_id = ? AND turn >= ?"
 BRING_BACK = f"INSERT INTO items ({_ITEM}) SELECT {_ITEM} FROM {_BRANCH}"
 REMOVE_BRANCH = f"DELETE FROM {_BRANCH}"
 ADD_SUMS = """
@@ -93,17 +95,19 @@ VALUES (?, ?, 'running', ?, ?, ?, ?)
 
 
 def begin_version(new: NewVersion) -> Transaction[BegunTurn | TurnRef]:
-    begun = yield from find_begun(new.key)
+    begun = yield from claim_turn(new.key, new.now)
     if begun is not None:
         return begun
     stored = yield from _begin_version(new)
-    yield from keep_made(new.key, stored.turn.ref.id, new.now)
+    yield from keep_made(new.key, stored.turn.ref.id)
     return stored
 
 
 def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     taken = yield from take_number_of(new.owner, new.session, (0, 0, new.model, new.now))
     session_id, number, running = taken[:3]
+    if new.retried is not None:
+        yield from _check_retryable(session_id, new.retried)
     if running != number:
         raise busy(session_id, running)
     basis = yield from get_basis(taken, new.revisions)
@@ -134,7 +138,6 @@ def _find_replaced(session_id: str, new: NewVersion) -> Transaction[tuple[int, b
     If not, the new one comes at the end, and nothing but that turn goes away.
     """
     if new.retried is not None:
-        yield from _check_retryable(session_id, new.retried)
         newest = yield NEWEST_ITEM, (session_id,)
         return new.retried, newest[0][0] == new.retried
     if new.message is not None:
@@ -210,6 +213,7 @@ def _hide(session_id: str, turn: int, last: int | None = None) -> Transaction[Ro
     sums = yield SUMS_FROM, part
     yield HIDE_FROM, (turn, *part)
     yield REMOVE_FROM, part
+    yield DROP_SUMMARY, (session_id, turn)
     return [int(value) for value in sums[0]]
 
 
@@ -241,6 +245,18 @@ LOCK_IDLE = """
 UPDATE sessions SET version = version + 1, updated_at = ? WHERE owner = ? AND id = ?
 RETURNING running
 """
+
+
+def list_words(owner: str, ref: TurnRef) -> Transaction[Sequence[ListedItem]]:
+    found = yield from get_session(owner, ById(ref.session_id))
+    words = yield from _words_of(TurnRef(found.id, ref.number))
+    return [decode_listed(row) for row in words if row[3]]
+
+
+def _words_of(ref: TurnRef) -> Transaction[Rows]:
+    """A turn's words, listed or else hidden."""
+    place = (ref.session_id, ref.number)
+    return (yield WORDS_OF_TURN, place) or (yield HIDDEN_WORDS_OF_TURN, place)
 
 
 def list_versions(
