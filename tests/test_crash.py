@@ -187,7 +187,9 @@ def test_the_audit_finds_an_interrupted_reply_that_kept_too_little(
     found: Findings, copy: Path
 ) -> None:
     ask = told_as(found, "interrupted")
-    forge(copy, REPLY.format("text = SUBSTR(text, 1, 1)"), ask.turn_id or "")
+    cut = REPLY.format("text = SUBSTR(text, 1, 1)")
+    hidden = cut.replace("items", "hidden_items")  # it may have been tried again
+    forge(copy, f"{cut}; {hidden}", ask.turn_id or "")
     late = {turn: died + 10 for turn, died in found.evidence.died_at.items()}
     assert diary.PARTIAL in audited(copy, dataclasses.replace(found.evidence, died_at=late))
 
