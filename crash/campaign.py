@@ -24,7 +24,6 @@ from rig.server import TURNKEEPER, Server
 ROOT = Path(__file__).parent.parent
 DATABASE = "turnkeeper.db"
 SERVING, STARTING = "while it serves", "while it starts"
-SETTLED_WITHIN = 5.0  # seconds from a start
 _PATIENCE = 2.0  # seconds that a tripwire may take
 _START_LIMIT = 30.0
 
@@ -99,13 +98,16 @@ class Campaign:
         settled: seconds from each start until nothing was left open.
     """
 
-    def __init__(self, server: Server, ledger: Ledger, rng: random.Random) -> None:
+    def __init__(
+        self, server: Server, ledger: Ledger, rng: random.Random, settled_within: float
+    ) -> None:
         self.server = server
         self.kills: list[Kill] = []
         self.died_at: dict[TurnKey, float] = {}
         self.settled: list[float] = []
         self._ledger = ledger
         self._rng = rng
+        self._settled_within = settled_within
         self._over: dict[TurnKey, str] = {}  # how those turns ended that have
         self._open: set[TurnKey] = set()  # what the last death left
 
@@ -150,7 +152,7 @@ class Campaign:
             raise
         self._ledger.expect(
             SOON,
-            time.monotonic() - begun <= SETTLED_WITHIN,
+            time.monotonic() - begun <= self._settled_within,
             f"the start took {time.monotonic() - begun:.1f} s",
         )
         return True
@@ -201,7 +203,7 @@ class Campaign:
         A server that has killed itself meanwhile leaves it to the next one.
         """
         left = self._left_open()
-        while left and self.server.running and time.monotonic() - begun <= SETTLED_WITHIN:
+        while left and self.server.running and time.monotonic() - begun <= self._settled_within:
             await asyncio.sleep(0.01)
             left = self._left_open()
         if not self.server.running:

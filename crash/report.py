@@ -8,7 +8,7 @@ import msgspec
 from bench.charts import Bar, Bars, Group, Panel
 from bench.machine import description
 from bench.report import Figure, Results, Section, at_most
-from crash.campaign import SERVING, SETTLED_WITHIN, STARTING, Kill
+from crash.campaign import SERVING, STARTING, Kill
 from crash.diary import PROMISES
 from crash.run import Findings
 from crash.victim import TRANSACTIONS
@@ -59,7 +59,9 @@ def _room_of(kill: Kill) -> str:
 def _figures(found: Findings) -> list[Figure]:
     orders = found.evidence.orders
     figures = [
-        at_most("from a start until every turn is over", max(found.settled), "s", SETTLED_WITHIN),
+        at_most(
+            "from a start until every turn is over", max(found.settled), "s", orders.settled_within
+        ),
         at_most("promises broken", len(found.evidence.diary.ledger.broken), "", 0),
     ]
     if found.losses:
@@ -70,8 +72,10 @@ def _figures(found: Findings) -> list[Figure]:
 
 
 def _chart(counts: Counter[str]) -> Bars:
-    outside = [Bar(room, counts[room], ours=True) for room in OUTSIDE]
-    inside = [Bar(name, counts[name], ours=True) for name in TRANSACTIONS]
+    outside = [Bar(room, counts[room]) for room in OUTSIDE]
+    inside = [
+        Bar(name.removesuffix("_abandoned"), counts[name], ours=True) for name in TRANSACTIONS
+    ]
     groups = [Group(outside, "from outside, at random"), Group(inside, "in the program")]
     return Bars("kills", "Where the kills hit", [Panel("kills", groups)])
 

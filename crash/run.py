@@ -36,7 +36,8 @@ _LAST_ANSWERS = 60.0  # seconds that the clients have to hear all that is still 
 class Orders:
     """What a run does; times are in seconds.
 
-    `slack` is by how much a checkpoint may be late, on a machine with other things to do.
+    `slack` is by how much a checkpoint may be late, on a machine with other things to do;
+    `settled_within` is how long after a start every turn is over.
     """
 
     kills: int
@@ -45,6 +46,7 @@ class Orders:
     longest_reply: float = 3.0
     checkpoint_seconds: float = 1.0
     slack: float = 0.5
+    settled_within: float = 5.0
     pace: Pace = field(default_factory=lambda: Pace(0.05, 3.5))
 
 
@@ -79,7 +81,7 @@ async def run(orders: Orders, folder: Path, say: Say) -> Findings:
     async with ModelServer(play, record=False) as model:
         server = _make_server(orders, folder, model.base_url)
         site = Site(f"http://127.0.0.1:{server.env['PORT']}", diary, rng, orders.longest_reply)
-        campaign = Campaign(server, diary.ledger, rng)
+        campaign = Campaign(server, diary.ledger, rng, orders.settled_within)
         connector = aiohttp.TCPConnector(limit=0)
         try:
             async with aiohttp.ClientSession(connector=connector) as http:
@@ -136,7 +138,7 @@ async def _make_war(
     campaign: Campaign, clients: list[Client], orders: Orders, site: Site, say: Say
 ) -> None:
     """Deal every blow under load; then let the clients hear what is still to come."""
-    blows = plan_blows(orders.kills, site.rng, orders.pace)
+    blows, known = plan_blows(orders.kills, site.rng, orders.pace), 0
     talking = [asyncio.create_task(client.run()) for client in clients]
     try:
         for number, blow in enumerate(blows, 1):
@@ -144,10 +146,13 @@ async def _make_war(
             for task in talking:
                 if task.done():
                     task.result()
-            broken = len(site.diary.ledger.broken)
+            broken = site.diary.ledger.broken
+            for one in broken[known:]:
+                say(f"BROKEN: {one.promise}: {one.evidence}")
+            known = len(broken)
             say(
                 f"kill {number} of {len(blows)}: {kill.place}; {kill.abandoned} turns open,"
-                f" {len(site.diary.asks)} messages sent, {broken} promises broken"
+                f" {len(site.diary.asks)} messages sent, {known} promises broken"
             )
         site.closing = True
         await campaign.revive()

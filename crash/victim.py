@@ -67,12 +67,12 @@ class WatchedDriver:
         self._wire.passing(name, "told")
         return result
 
+    async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
+        return await self._driver.read(transaction)
+
     @property
     def failing(self) -> bool:
         return self._driver.failing
-
-    async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
-        return await self._driver.read(transaction)
 
     async def close(self) -> None:
         await self._driver.close()

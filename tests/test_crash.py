@@ -8,6 +8,7 @@ import dataclasses
 import random
 import shutil
 import sqlite3
+import statistics
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +27,12 @@ from crash.words import breaks_off, make_message, play, right_reply
 from rig.model_server import Call
 
 ORDERS = Orders(
-    kills=41, seed=6, longest_reply=2.0, checkpoint_seconds=0.2, slack=0.5, pace=Pace(0.05, 1.6)
+    kills=41,
+    seed=6,
+    longest_reply=2.0,
+    checkpoint_seconds=0.2,
+    settled_within=20.0,  # a start takes half a second, if the machine has nothing else to do
+    pace=Pace(0.05, 1.6),
 )
 
 pytestmark = pytest.mark.timeout(300)  # half a minute, unless the machine has much else to do
@@ -56,6 +62,7 @@ def test_the_kills_hit_turns_that_ran(found: Findings) -> None:
     assert len(places) >= 8
     assert sum(kill.abandoned for kill in found.kills) >= 100
     assert any(loss.characters > 0 for loss in found.losses)
+    assert statistics.median(found.settled) <= 5
 
 
 # --- Forged books ------------------------------------------------------------------------------
@@ -180,7 +187,9 @@ def test_the_audit_finds_an_interrupted_reply_that_kept_too_little(
     found: Findings, copy: Path
 ) -> None:
     ask = told_as(found, "interrupted")
-    forge(copy, REPLY.format("text = SUBSTR(text, 1, 1)"), ask.turn_id or "")
+    cut = REPLY.format("text = SUBSTR(text, 1, 1)")
+    hidden = cut.replace("items", "hidden_items")  # it may have been tried again
+    forge(copy, f"{cut}; {hidden}", ask.turn_id or "")
     late = {turn: died + 10 for turn, died in found.evidence.died_at.items()}
     assert diary.PARTIAL in audited(copy, dataclasses.replace(found.evidence, died_at=late))
 
