@@ -68,6 +68,10 @@ class Call(msgspec.Struct, frozen=True):
     is_admin: bool = False
     address: str = ""
 
+    def __repr__(self) -> str:
+        """Without what headers and bodies hold: keys, and what people say."""
+        return f"Call({self.line!r}, {self.caller!r})"
+
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
 

@@ -121,6 +121,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is too large, and requests that nobody waits for the answers to."""
+        if self._is_rereading:
+            return
         if len(self.headers) > HEADERS_LIMIT:
             raise HeadersTooLarge(f"A request has at most {HEADERS_LIMIT} headers")
         if len(self.url) > URL_LIMIT:
@@ -129,12 +131,12 @@ class Protocol(HttpToolsProtocol):
             raise _head_too_large()
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise InvalidRequest("Too many requests were sent before the first was answered")
-        if self._is_rereading:
-            return
         before = self.cycle
         super().on_headers_complete()
         self.headers = _NOWHERE
         if self.pipeline:
+            # uvicorn would read no more, and so not hear that the client has gone.
+            self.flow.resume_reading()
             waited_for = (cycle for cycle in self._overtaken if not cycle.response_complete)
             self._overtaken = [*waited_for, before]
 
@@ -146,12 +148,12 @@ class Protocol(HttpToolsProtocol):
         scope, framing = self.scope, _framing(self.scope["headers"])
         if not framing:
             return
+        self.cycle.more_body = True
         self.parser = httptools.HttpRequestParser(self)
         self._is_rereading = True
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
         self._is_rereading = False
         self.scope, self.headers = scope, _NOWHERE
-        self.cycle.more_body = True
 
     def on_body(self, body: bytes) -> None:
         self._framing = 0
