@@ -100,10 +100,19 @@ async def test_a_key_may_be_shown_in_two_ways(site: Site, http: aiohttp.ClientSe
         {"Authorization": f"bearer  {key}"},
         {"X-API-Key": key},
         {"Authorization": "Basic YTpi", "X-API-Key": key},
+        {"Authorization": f"Bearer {key}", "X-API-Key": key},
     ):
         assert (await ask(http, "GET", "/api/me", **headers))[:2] == (200, me)
     root = await ask(http, "GET", "/api/me", X_API_Key=site.keys["root"])
     assert root[1]["user"] == {"username": "root", "role": "admin"}
+
+
+async def test_two_keys_are_none(site: Site, http: aiohttp.ClientSession) -> None:
+    """Whichever counted, someone in front might have thought it was the other."""
+    keys = {"Authorization": f"Bearer {site.keys['ann']}", "X-API-Key": site.keys["bob"]}
+    error = "Authorization and X-API-Key show different keys"
+    refusal = {"error": error, "code": "invalid_request"}
+    assert (await ask(http, "GET", "/api/me", **keys))[:2] == (400, refusal)
 
 
 @pytest.mark.parametrize(

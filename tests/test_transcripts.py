@@ -3,8 +3,9 @@
 Lines after `>` are a request, lines after `<` the answer to it; an empty `>` or `<` line parts
 head and body, whose lines are joined by newlines. `{{name}}` stands for what is different each
 time: the first time it takes what it finds, later it must be the same. Answers list every
-header but `date`, which is always there. `# model:` says how the model server answers from then
-on, a `Plan` as in Python; without it, it echoes. Text before the first request is a comment.
+header but those of framing, those that are `COMMON` to all answers, and a `cache-control` that
+follows the rule (`caching`). `# model:` says how the model server answers from then on, a `Plan`
+as in Python; without it, it echoes. Text before the first request is a comment.
 
 With `# server: keys` for a first line the server asks for credentials. It knows the user `ann` with
 the password `correct horse`, and the admin's key `ADMIN_KEY`.
@@ -25,6 +26,7 @@ from rig.server import Server
 from turnkeeper.compose import visit_accounts
 
 FOLDER = Path(__file__).parent / "transcripts"
+COMMON = ("x-content-type-options: nosniff", "cross-origin-resource-policy: same-origin")
 TRANSCRIPTS = sorted(FOLDER.rglob("*.txt"))
 
 
@@ -77,11 +79,20 @@ def plain(answer: bytes) -> str:
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     assert any(line.startswith("date: ") for line in lines)
+    assert [lines.count(common) for common in COMMON] == [1] * len(COMMON)
+    assert sum(line.startswith("cache-control: ") for line in lines) == 1
     dull = ("date: ", "connection: ", "transfer-encoding: ", "content-length: ")
     if any(line.startswith("transfer-encoding: chunked") for line in lines):
         body = b"".join(unchunk(body))
-    kept = [line for line in lines if not line.startswith(dull)]
+    usual = (*COMMON, caching(lines))
+    kept = [line for line in lines if not line.startswith(dull) and line not in usual]
     return "\n".join([*kept, *(["", body.decode()] if body else [])])
+
+
+def caching(lines: list[str]) -> str:
+    """What an answer says to caches unless it has reasons of its own."""
+    tagged = any(line.startswith("etag: ") for line in lines)
+    return f"cache-control: {'private, no-cache' if tagged else 'no-store'}"
 
 
 def unchunk(body: bytes) -> Iterator[bytes]:

@@ -90,6 +90,8 @@ _OF_A_SERVER = (
     "login_idle",
     "login_lifetime",
     "body_limit",
+    "header_timeout",
+    "body_timeout",
     "queue_limit",
     "queue_timeout",
     "durability",

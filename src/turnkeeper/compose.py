@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -49,6 +51,7 @@ from turnkeeper.stores.sqlite import (
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
+from turnkeeper.web.protocol import Patience, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,9 @@ async def serve(
                 _publish(config.database, _address(listener))
                 announce(_address(listener), parts.engine.models[0].id)
 
-            await _Server(web, parts.engine, config.grace).serve_on(listener, listening)
+            await _Server(web, parts.engine, config.grace, _patience(config)).serve_on(
+                listener, listening
+            )
 
 
 @asynccontextmanager
@@ -96,7 +101,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            server = _Guest(_web(parts, config), parts.engine, 0)
+            server = _Guest(_web(parts, config), parts.engine, 0, _patience(config))
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -299,6 +304,10 @@ def _web(parts: Parts, config: Config) -> Web:
     )
 
 
+def _patience(config: Config) -> Patience:
+    return Patience(config.header_timeout, config.body_timeout)
+
+
 def _origins(config: Config) -> Origins:
     return Origins(
         hosts=frozenset({config.host.lower(), *(host.lower() for host in config.hosts)}),
@@ -438,12 +447,13 @@ def shown_address(host: str, port: int) -> str:
 class _Server(uvicorn.Server):
     """uvicorn, told to stop by us: it would wait for open streams before it ended their turns."""
 
-    def __init__(self, web: Web, engine: Engine, grace: float) -> None:
+    def __init__(self, web: Web, engine: Engine, grace: float, patience: Patience) -> None:
+        protocol: Any = partial(Protocol, patience=patience)  # uvicorn only ever calls it
         super().__init__(
             uvicorn.Config(
                 web,
                 loop="none",
-                http="httptools",
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 access_log=False,

@@ -65,6 +65,8 @@ class Config(msgspec.Struct, frozen=True):
     message_limit: int
     reply_limit: int
     body_limit: int
+    header_timeout: float
+    body_timeout: float
     queue_limit: int
     queue_timeout: float
     attempts: int

@@ -16,6 +16,9 @@ logged whole, answered with little.
     │   ├── TooManyAttempts     at a password; later ones may succeed
     │   ├── HostRefused         the request names a host, or comes from a page, that is not ours
     │   ├── BodyTooLarge
+    │   ├── HeadersTooLarge     as are the next two: before there was a request to look at
+    │   ├── UrlTooLong
+    │   ├── RequestTimeout      the request did not come to its end in time
     │   ├── NotFound            no such path
     │   ├── MethodNotAllowed    the path is there, for other methods
     │   ├── SessionNotFound     unknown, or someone else's: the caller cannot tell which
@@ -174,6 +177,18 @@ class HostRefused(Refused):
 
 class BodyTooLarge(Refused):
     code = "body_too_large"
+
+
+class HeadersTooLarge(Refused):
+    code = "headers_too_large"
+
+
+class UrlTooLong(Refused):
+    code = "url_too_long"
+
+
+class RequestTimeout(Refused):
+    code = "request_timeout"
 
 
 class NotFound(Refused):

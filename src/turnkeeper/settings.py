@@ -252,6 +252,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("body_limit", 4_194_304, _whole(1024, 1_073_741_824), "Bytes of one request's body."),
     Setting(
+        "header_timeout",
+        10.0,
+        _timeout,
+        "Seconds in which the head of a request must come whole.",
+    ),
+    Setting(
+        "body_timeout",
+        30.0,
+        _timeout,
+        "Seconds in which the body of a request must go on, by 500 bytes for each second.",
+    ),
+    Setting(
         "queue_limit",
         32,
         _whole(0, 100_000),

@@ -68,6 +68,10 @@ class Call(msgspec.Struct, frozen=True):
     is_admin: bool = False
     address: str = ""
 
+    def __repr__(self) -> str:
+        """Without what headers and bodies hold: keys, and what people say."""
+        return f"Call({self.line!r}, {self.caller!r})"
+
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
 
@@ -336,6 +340,7 @@ STATUSES: dict[str, int] = {
     "document_not_found": 404,
     "section_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "turn_cancelled": 409,
     "not_retryable": 409,
     "session_busy": 409,
@@ -345,10 +350,12 @@ STATUSES: dict[str, int] = {
     "precondition_failed": 412,
     "body_too_large": 413,
     "message_too_long": 413,
+    "url_too_long": 414,
     "idempotency_key_reused": 422,
     "queue_full": 429,
     "too_many_attempts": 429,
     "provider_rate_limited": 429,
+    "headers_too_large": 431,
     "internal_error": 500,
     "provider_unreachable": 502,
     "provider_refused": 502,

@@ -26,7 +26,7 @@ from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.auth import LOCAL, Access
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
-from turnkeeper.web.request import Request
+from turnkeeper.web.request import COMMON_HEADERS, STRICT_TRANSPORT, Request
 from turnkeeper.web.routes import RouteMap
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class Web:
         self._origins = origins
         self._public_url = public_url
         self._proxies = proxies
+        is_https = public_url is not None and public_url.startswith("https:")
+        self._common = (*COMMON_HEADERS, STRICT_TRANSPORT) if is_https else COMMON_HEADERS
         self._random = Randomness()
         self._body_limit = body_limit
         self._page = read_page("chat.html")
@@ -101,7 +103,7 @@ class Web:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send, self._random, self._proxies)
+        request = Request(scope, receive, send, self._random, self._proxies, common=self._common)
         try:
             outcome = await self._serve(request)
         except TurnkeeperError as error:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from turnkeeper.accounts import Accounts
 from turnkeeper.dialects.login import read_cookie
 from turnkeeper.domain import Caller
-from turnkeeper.errors import HostRefused, Unauthenticated
+from turnkeeper.errors import HostRefused, InvalidRequest, Unauthenticated
 from turnkeeper.web.origins import SAFE_METHODS
 from turnkeeper.web.request import Request
 
@@ -33,6 +33,7 @@ class Access:
         Raises:
             Unauthenticated: there are no credentials, or none that are known.
             HostRefused: it comes from someone else's page, or does not say from whose.
+            InvalidRequest: it shows two keys.
         """
         if is_open:
             self._check_page(request, must_say=False)
@@ -66,12 +67,18 @@ class Access:
 
 
 def _read_key(headers: dict[bytes, bytes]) -> str | None:
-    """The key that a request shows; None if it shows none."""
-    given = headers.get(b"authorization")
-    if given is not None and given[:7].lower() == b"bearer ":
-        return given[7:].strip().decode("latin-1")
-    given = headers.get(b"x-api-key")
-    return None if given is None else given.strip().decode("latin-1")
+    """The key that a request shows; None if it shows none.
+
+    Raises:
+        InvalidRequest: it shows one in each of two ways, and they differ.
+    """
+    named, bearer = headers.get(b"x-api-key"), headers.get(b"authorization", b"")
+    if bearer[:7].lower() != b"bearer ":
+        return None if named is None else named.strip().decode("latin-1")
+    key = bearer[7:].strip()
+    if named is not None and named.strip() != key:
+        raise InvalidRequest("Authorization and X-API-Key show different keys")
+    return key.decode("latin-1")
 
 
 def _origin_of(url: str) -> str:

@@ -18,7 +18,6 @@ def read_page(name: str) -> Answer:
     )
     headers = (
         (b"content-security-policy", policy.encode()),
-        (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-cache"),
         (b"vary", b"Accept"),

@@ -1,7 +1,7 @@
 """One request: whether it may come in, its body, and the headers that any answer to it carries."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from ipaddress import ip_address
 from urllib.parse import parse_qsl
@@ -23,6 +23,19 @@ from turnkeeper.web.streaming import (
 
 EXPOSED = b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+# On every answer. No browser takes one for something else than it says it is, nor loads it into a
+# page of another origin; a page that may read answers (CORS) is not concerned.
+COMMON_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+STRICT_TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
+_NO_STORE = (b"cache-control", b"no-store")
+_ASK_AGAIN = (b"cache-control", b"private, no-cache")
+
+# Headers of which two would say two things, and someone in front may have believed the other.
+_SINGLE = (b"authorization", b"x-api-key", b"idempotency-key")
 
 PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_SECONDS = b"600"
@@ -59,7 +72,10 @@ class Request:
         send: Send,
         randomness: Randomness,
         proxies: Collection[str] = (),
+        *,
+        common: Sequence[tuple[bytes, bytes]] = COMMON_HEADERS,
     ) -> None:
+        """`common` headers are on the answer, whatever it is."""
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._header_list: list[tuple[bytes, bytes]] = scope["headers"]
@@ -77,7 +93,7 @@ class Request:
         given = self.headers.get(b"x-request-id", b"")
         wanted = given and _REQUEST_ID.fullmatch(given)
         self.id = given if wanted else randomness.bytes(8).hex().encode()
-        self._extra: Headers = [(b"x-request-id", self.id)]
+        self._extra: Headers = [*common, (b"x-request-id", self.id)]
 
     def _all(self, name: bytes) -> bytes:
         """A header that is a list, which each proxy may go on with in a line of its own."""
@@ -88,6 +104,7 @@ class Request:
 
         Raises:
             HostRefused: the host it names, or the page it comes from, is not ours.
+            InvalidRequest: it says twice what can be said once.
         """
         if len(self.headers) < len(self._header_list):
             self._refuse_doubles()
@@ -116,6 +133,9 @@ class Request:
         names = [name for name, _ in self._header_list]
         if names.count(b"host") > 1 or names.count(b"origin") > 1:
             raise HostRefused("A request has one Host and one Origin")
+        for name in _SINGLE:
+            if names.count(name) > 1:
+                raise InvalidRequest(f"A request has one {name.decode().title()} header")
 
     def _preflight(self) -> Answer:
         wanted = self.headers.get(b"access-control-request-headers", b"")
@@ -168,6 +188,8 @@ class Request:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def answer(self, outcome: Outcome) -> None:
+        if not isinstance(outcome, EventStream):
+            self._extra += _caching(outcome.headers)
         wants_body = self.method != "HEAD"
         if isinstance(outcome, Answer):
             await send_answer(self._send, outcome, self._extra, body=wants_body)
@@ -177,3 +199,16 @@ class Request:
             await send_stream(self._send, self._receive, outcome, self._extra)
         else:
             await send_long(self._send, outcome, self._extra)
+
+
+def _caching(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """What caches are told of an answer that says nothing itself: nearly all hold someone's text.
+
+    What has a tag may be kept by whom it is for, who asks each time whether it still holds.
+    """
+    for name, _ in headers:
+        if name == b"cache-control":
+            return []
+        if name == b"etag":
+            return [_ASK_AGAIN]
+    return [_NO_STORE]
