@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that share the tests, most of which wait for a server to start; 0 for none.
+WORKERS ?= 3
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test check format bench crash lock clean
@@ -11,7 +13,7 @@ run: .venv/run.stamp  ## serve on 127.0.0.1:5000 (or PORT) with the built-in mod
 	@exec $(BIN)/turnkeeper serve --model eliza
 
 test: .venv/dev.stamp  ## every test this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: .venv/dev.stamp  ## format, lint, types, the import rule
 	$(BIN)/ruff format --check .

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from rig.model_server import BEFORE, Call, Hang, ModelServer, Plan
 from tests.test_plans import a_session, running, take
 from turnkeeper.blueprint import read_blueprint
 from turnkeeper.dialects.exchange import Parts
-from turnkeeper.domain import ById, MessageRef, Prompt, TurnStatus
-from turnkeeper.errors import ContextTooLong, ProviderError, TurnEnded
-from turnkeeper.events import ProviderEvent
+from turnkeeper.domain import ById, MessageRef, TurnStatus
+from turnkeeper.errors import ContextTooLong, TurnEnded
 from turnkeeper.reply import Reply
 from turnkeeper.sessions import Said, SessionRequest
 from turnkeeper.summaries import MOST_CALLS
@@ -349,38 +347,11 @@ def too_long(window: int, tokens: int) -> Plan:
     return Plan(status=400, body={"error": error})
 
 
-def tell_lengths(parts: Parts, *, tokens: int | None = None, window: int | None = None) -> None:
-    """Have each provider's refusal of a prompt for its length recognised, with these figures."""
-    for provider in {offer.provider for offer in parts.engine._plans.offers.listed}:
-        stream = provider.stream
-
-        async def telling(
-            prompt: Prompt, stream: Any = stream
-        ) -> AsyncIterator[Sequence[ProviderEvent]]:
-            try:
-                async with aclosing(stream(prompt)) as events:
-                    async for together in events:
-                        yield together
-            except ProviderError as error:
-                if "maximum context length" not in error.sentence:
-                    raise
-                sentence = error.sentence
-                raise ProviderError(
-                    "context_length_exceeded",
-                    sentence,
-                    prompt_tokens=tokens,
-                    context_window=window,
-                ) from None
-
-        provider.stream = telling  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("rate", [2.0, 4.3])
 async def test_the_window_is_used_well_and_not_exceeded_once_a_model_is_known(
     parts: Parts, model_server: ModelServer, rate: float
 ) -> None:
     tokenizer = model_server.script = Tokenizer(rate)
-    tell_lengths(parts, window=1000)
     session = await a_session(parts, model="small")
     for number in range(60):
         await (await take(parts, session, f"{number} " + "語" * 40)).completed()
@@ -421,7 +392,6 @@ async def test_a_refused_prompt_is_refitted_once_and_the_turn_says_what_was_sent
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 4, model="small")
-    tell_lengths(parts, tokens=1200, window=1000)
     model_server.script = refusing(1)
     reply = await take(parts, session)
     assert await reply.completed() == "fine"
@@ -442,8 +412,10 @@ async def test_a_refusal_without_figures_is_believed_too(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 4, model="small")
-    tell_lengths(parts)
-    model_server.script = refusing(1)
+    code = {"code": "context_length_exceeded", "message": "Please shorten your input."}
+    model_server.script = lambda call: (
+        Plan(status=400, body={"error": code}) if call.number == 1 else Plan(deltas=("fine",))
+    )
     assert await (await take(parts, session)).completed() == "fine"
     first, second = model_server.requests
     assert weight_of(second) < weight_of(first)
@@ -453,8 +425,7 @@ async def test_a_window_smaller_than_configured_is_kept_to(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 30, model="big")
-    tell_lengths(parts, tokens=5000, window=2000)
-    model_server.script = refusing(1)
+    model_server.script = refusing(1, window=2000, tokens=5000)
     await (await take(parts, session)).completed()
     first, second = model_server.requests
     assert weight_of(second) <= 1500 * 3 < weight_of(first)
@@ -467,7 +438,6 @@ async def test_a_prompt_that_is_refused_twice_fails_the_turn(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 4, model="small")
-    tell_lengths(parts, tokens=1200, window=1000)
     model_server.script = refusing(9)
     with pytest.raises(TurnEnded) as ended:
         await (await take(parts, session)).completed()
@@ -479,7 +449,6 @@ async def test_a_prompt_that_cannot_be_shorter_is_not_sent_again(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_session(parts, model="small")
-    tell_lengths(parts, tokens=1200, window=1000)
     model_server.script = refusing(9)
     with pytest.raises(TurnEnded) as ended:
         await (await take(parts, session, "x" * 1000)).completed()
@@ -491,7 +460,6 @@ async def test_where_nothing_may_be_left_out_a_refusal_is_told(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 4, model="small", overflow="error")
-    tell_lengths(parts, tokens=1200, window=1000)
     model_server.script = refusing(9)
     with pytest.raises(TurnEnded) as ended:
         await (await take(parts, session)).completed()
@@ -503,7 +471,6 @@ async def test_a_refused_prompt_is_summarised_where_the_deployment_says_so(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 4, **SMALL)
-    tell_lengths(parts, tokens=760, window=1000)
     model_server.script = lambda call: too_long(1000, 760) if call.number == 1 else summariser(call)
     reply = await take(parts, session)
     await reply.completed()
@@ -517,7 +484,6 @@ async def test_a_model_behind_is_asked_when_a_prompt_is_too_long(
     parts: Parts, model_server: ModelServer
 ) -> None:
     session = await a_long_session(parts, 4, model="small", fallback_models=["spare"])
-    tell_lengths(parts, tokens=1200, window=1000)
     model_server.script = lambda call: (
         too_long(1000, 1200) if call.body["model"] == "small" else Plan(deltas=("fine",))
     )

@@ -315,7 +315,7 @@ async def test_all_messages_of_a_session_are_shown(tmp_path: Path, count: int, s
     async with compose.open_parts(read_config(options, {}, tmp_path)) as parts:
         session = (await parts.sessions.create("local", SessionRequest(messages=said))).thing
         path = {"chat_session_id": session.id}
-        call = Call("local", b"", path, {}, {}, "http://localhost", never)
+        call = Call("local", "GET /", b"", path, {}, {}, "http://localhost", never)
         answer = await deployment.get_session(parts, call)
         pieces = [piece async for piece in answer.pieces]
         page = await parts.sessions.page_messages("local", ById(session.id))
