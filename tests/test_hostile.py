@@ -341,7 +341,8 @@ async def test_followers_that_never_read_a_reply_of_a_million_characters(
     for client in deaf:
         await client.connect()
         await client.send(f"GET /api/turns/{turn}/events HTTP/1.1")
-    await until(lambda: open_files(server) >= files + 50)
+    # A connection that was just closed may have been counted in `files`.
+    await until(lambda: open_files(server) >= files + 45)
     gate.set()
     events = await follow(http, turn)
     assert is_complete(events)

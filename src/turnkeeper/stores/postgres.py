@@ -24,24 +24,6 @@ T = TypeVar("T")
 _LOCK = 0x7475726E  # "turn"; the advisory lock that the one server of a database holds
 _ATTEMPTS = 10  # at a transaction that conflicts with others
 
-_TABLES = (
-    "sessions",
-    "session_data",
-    "turns",
-    "items",
-    "hidden_items",
-    "checkpoints",
-    "idempotency_keys",
-    "deployments",
-    "revisions",
-    "documents",
-    "sections",
-    "section_texts",
-    "users",
-    "logins",
-    "api_keys",
-)
-
 # Bytes of our tables with their indexes.
 _SIZE = """
 SELECT SUM(pg_total_relation_size(name::regclass))::bigint FROM unnest($1::text[]) AS name
@@ -270,6 +252,7 @@ async def without_server(url: str) -> AsyncIterator[bool]:
 async def vacuum_postgres(url: str) -> tuple[int, int]:
     """Make the space of deleted rows usable again; bytes of our tables before and after."""
     async with _visiting_connection(url) as connection:
-        before = await connection.fetchval(_SIZE, _TABLES)
-        await connection.execute(f"VACUUM {', '.join(_TABLES)}")
-        return before, await connection.fetchval(_SIZE, _TABLES)
+        tables = migrations.table_names()
+        before = await connection.fetchval(_SIZE, tables)
+        await connection.execute(f"VACUUM {', '.join(tables)}")
+        return before, await connection.fetchval(_SIZE, tables)

@@ -1,5 +1,6 @@
 """The schema as numbered steps; each runs once, in a transaction, in order."""
 
+import re
 from importlib import resources
 
 from turnkeeper.errors import ConfigError
@@ -18,6 +19,12 @@ def all_migrations() -> list[tuple[int, str, str]]:
         key=lambda file: file.name,
     )
     return [(int(file.name[:4]), file.name, file.read_text("utf-8")) for file in files]
+
+
+def table_names() -> list[str]:
+    """The tables that the migrations make, in that order."""
+    scripts = "\n".join(script for _, _, script in all_migrations())
+    return re.findall(r"^CREATE TABLE (\w+)", scripts, re.MULTILINE)
 
 
 def newest_migration() -> int:

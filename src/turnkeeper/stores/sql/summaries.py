@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from turnkeeper.domain import KeptItem, Place, Summary, TokenCount, TurnRef
-from turnkeeper.stores.sql.rows import Transaction, decode_item
-from turnkeeper.stores.sql.turns import LOCK_RUNNING
+from turnkeeper.stores.sql.rows import Transaction
+from turnkeeper.stores.sql.turns import LOCK_RUNNING, read_back
 
 # --- Summaries ---------------------------------------------------------------------------------
 
@@ -21,7 +21,6 @@ SELECT turn, position, kind, text, data, weight FROM items
 WHERE session_id = ? AND (turn, position) > (?, ?) AND (turn, position) < (?, ?) AND in_prompt = 1
 ORDER BY turn DESC, position DESC LIMIT ?
 """
-_PAGE = 64
 
 
 def get_summary(session_id: str) -> Transaction[Summary | None]:
@@ -39,19 +38,8 @@ def keep_summary(ref: TurnRef, summary: Summary) -> Transaction[None]:
 def items_between(
     session_id: str, after: Place, before: Place, weight: int
 ) -> Transaction[Sequence[KeptItem]]:
-    items: list[KeptItem] = []
-    last, found = (before.turn, before.position), 0
-    while found < weight:
-        place = (session_id, after.turn, after.position, *last)
-        rows = yield ITEMS_BETWEEN, (*place, _PAGE)
-        for turn, position, kind, text, data, heavy in rows:
-            items.append(KeptItem(turn, position, decode_item(kind, text, data), heavy))
-            found += heavy
-        if len(rows) < _PAGE:
-            break
-        last = (rows[-1][0], rows[-1][1])
-    items.reverse()
-    return items
+    where = (session_id, after.turn, after.position)
+    return (yield from read_back(ITEMS_BETWEEN, where, (before.turn, before.position), weight))
 
 
 # --- Counts ------------------------------------------------------------------------------------

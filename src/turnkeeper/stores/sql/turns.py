@@ -1,6 +1,7 @@
 """Beginning, ending and checkpointing a turn, and what a crash leaves of one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from turnkeeper.contracts import BegunTurn, EndedTurn, NewTurn, NextTurn, StoredReply
 from turnkeeper.domain import (
@@ -235,10 +236,21 @@ _FIRST_PAGE = 32
 
 def newest_items(ref: TurnRef, history_weight: int) -> Transaction[tuple[KeptItem, ...]]:
     """The newest items up to and with turn `ref`, in order, at least `history_weight` of them."""
+    behind = (ref.number + 1, 0)
+    return (yield from read_back(NEWEST_ITEMS, (ref.session_id,), behind, history_weight))
+
+
+def read_back(
+    statement: str, where: tuple[Any, ...], before: tuple[int, int], least_weight: int
+) -> Transaction[tuple[KeptItem, ...]]:
+    """The last items before a place, in order, at least `least_weight` of them.
+
+    `where` is what the statement, which gives the newest first, takes in front of the place.
+    """
     items: list[KeptItem] = []
-    before, page, weight = (ref.number + 1, 0), _FIRST_PAGE, 0
-    while weight < history_weight:
-        rows = yield NEWEST_ITEMS, (ref.session_id, *before, page)
+    page, weight = _FIRST_PAGE, 0
+    while weight < least_weight:
+        rows = yield statement, (*where, *before, page)
         for turn, position, kind, text, data, heavy in rows:
             items.append(KeptItem(turn, position, decode_item(kind, text, data), heavy))
             weight += heavy
@@ -414,21 +426,23 @@ def list_open() -> Transaction[Sequence[TurnRef]]:
 
 
 def settle(ref: TurnRef, now: int) -> Transaction[EndedTurn]:
+    return (yield from end_turn(ref, (yield from _interruption(ref)), now))
+
+
+def _interruption(ref: TurnRef) -> Transaction[Ending]:
+    """The ending of a turn that nobody makes any more, with what was kept of it."""
     rows = yield CHECKPOINTED_TEXT, (ref.session_id, ref.number)
     text = "".join(row[0] for row in rows)
-    ending = Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
-    return (yield from end_turn(ref, ending, now))
+    return Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
 
 
 def settle_abandoned(now: int) -> Transaction[int]:
-    abandoned = yield OPEN_TURNS, ()
-    for session_id, number in abandoned:
-        rows = yield CHECKPOINTED_TEXT, (session_id, number)
-        text = "".join(row[0] for row in rows)
-        weight = item_weight(Message("assistant", text)) if text else 0
-        yield SETTLE_SESSION, (int(text != ""), weight, session_id)
-        ending = Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
-        yield from _close_turn(TurnRef(session_id, number), ending, now)
+    abandoned = yield from list_open()
+    for ref in abandoned:
+        ending = yield from _interruption(ref)
+        weight = item_weight(Message("assistant", ending.text)) if ending.text else 0
+        yield SETTLE_SESSION, (int(ending.text != ""), weight, ref.session_id)
+        yield from _close_turn(ref, ending, now)
     return len(abandoned)
 
 
