@@ -35,7 +35,6 @@ VALUES (?, ?, ?, ?, ?, 100, 1, 1)
 
 def expiry(run: Run) -> Section:
     total = 2_000 if run.quick else EXPIRING
-    without: list[Outcome] = []
     during: list[Outcome] = []
     with (
         run.place.model_server(deltas=TOKENS, first_delay=MODEL_DELAY, one_write=True) as model,
@@ -44,8 +43,7 @@ def expiry(run: Run) -> Section:
         job = Turns(target(server, model), CLIENTS, 0.5, 0.5 if run.quick else AT_ONCE)
         run.place.say(f"  making {total:,} sessions")
         fill(database(server), publish(server), total)
-        for _ in range(1 if run.quick else 5):
-            without.append(run.place.load(job))
+        without = [run.place.load(job) for _ in range(1 if run.quick else 5)]
         outlive(database(server))
         begun = time.perf_counter()
         while left := waiting(database(server)):

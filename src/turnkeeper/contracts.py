@@ -117,13 +117,15 @@ class BegunTurn(msgspec.Struct, frozen=True):
     """A turn that is now stored, `running` or `queued`.
 
     A queued one has no items in its `history` yet: `get_history` gets them when it runs. A
-    running one has as many as its choice's `history_weight` asks for. `ahead` are the numbers of
-    the turns before it that are not over, where the basis says that it interrupts them.
+    running one has as many as its choice's `history_weight` asks for. `owner` is its session's.
+    `ahead` are the numbers of the turns before it that are not over, where the basis says that it
+    interrupts them.
     """
 
     turn: Turn
     history: History
     basis: Basis
+    owner: str
     ahead: Sequence[int] = ()
 
 

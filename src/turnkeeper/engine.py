@@ -31,6 +31,7 @@ from turnkeeper.domain import (
     TurnRef,
     TurnStatus,
     check_text,
+    is_for,
     item_weight,
 )
 from turnkeeper.errors import (
@@ -289,7 +290,7 @@ class Engine:
         """
         for pause in _LOOKS:
             reply = self._lives.find(ref)
-            if reply is not None and reply.owner == owner:
+            if reply is not None and is_for(owner, reply.owner):
                 return reply
             # Before the look in the store: what begins meanwhile would be there, and not here.
             may_begin = self._lives.beginning
@@ -421,7 +422,7 @@ class Engine:
     ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(owner, begin, model, sampling)
+        found = await self._lives.begin(begin, model, sampling)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)

@@ -88,14 +88,14 @@ class Lives:
     # --- From outside --------------------------------------------------------------------------
 
     async def begin(
-        self, owner: str, begin: Begin, model: str | None, sampling: Sampling | None
+        self, begin: Begin, model: str | None, sampling: Sampling | None
     ) -> Reply | TurnRef:
         """Start a life; returns its reply once it is stored, or the turn that had been before.
 
         `model` and `sampling` are what the caller asked for. Raises what `begin` raises.
         """
         begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(owner, begin, model, sampling, begun))
+        self._spawn(self._live(begin, model, sampling, begun))
         return await begun
 
     @property
@@ -157,7 +157,6 @@ class Lives:
 
     async def _live(
         self,
-        owner: str,
         begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
         model: str | None,
         sampling: Sampling | None,
@@ -179,7 +178,7 @@ class Lives:
         ref, basis = stored.turn.ref, stored.basis
         self._remember(basis.revision)
         plan = self._plans.make(basis, model, sampling)
-        reply = Reply(owner, stored.turn)
+        reply = Reply(stored.owner, stored.turn)
         if plan.blueprint.on_disconnect == "cancel":
             reply.on_abandoned = lambda: self.stop(ref, TurnStatus.CANCELLED)
         life = self._by_ref[ref] = _Life(reply, plan, share=len(self._by_ref) % _SHARES)

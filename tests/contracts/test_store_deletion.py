@@ -70,7 +70,13 @@ def tables_of_sessions() -> set[str]:
     return found
 
 
-async def a_full_session(store: Store, documents: DocumentStore) -> str:
+def a_token(session_id: str) -> Transaction[None]:
+    values = (f"hash of {session_id[:5]}", session_id, "ann", NOW)
+    columns = "hash, session_id, user_name, expires_at"
+    yield f"INSERT INTO session_tokens ({columns}) VALUES (?, ?, ?, ?)", values
+
+
+async def a_full_session(store: Store, documents: DocumentStore, driver: Driver) -> str:
     """A section's chat with a row in every table that can have one of a session."""
     document, [section] = await a_document(documents, "text")
     new = a_session(section=section, variables={"a": "b"}, metadata={"c": "d"})
@@ -86,6 +92,7 @@ async def a_full_session(store: Store, documents: DocumentStore) -> str:
     assert isinstance(begun, BegunTurn)
     await store.checkpoint(begun.turn.ref, 0, "B")
     await store.keep_summary(begun.turn.ref, MEMO)
+    await driver.write(lambda: a_token(made.id))
     return made.id
 
 
@@ -110,7 +117,7 @@ async def test_no_table_names_what_is_gone(
     driver: Driver,
     remove: Callable[[Store, str], Awaitable[None]],
 ) -> None:
-    id_ = await a_full_session(store, documents)
+    id_ = await a_full_session(store, documents, driver)
     assert await tables_that_name(driver, id_[1:]) == tables_of_sessions()
     await remove(store, id_)
     assert await tables_that_name(driver, id_[1:]) == set()
@@ -121,7 +128,7 @@ async def test_no_table_names_what_is_gone(
 async def test_a_document_takes_the_chats_of_its_sections_along(
     store: Store, documents: DocumentStore, driver: Driver
 ) -> None:
-    id_ = await a_full_session(store, documents)
+    id_ = await a_full_session(store, documents, driver)
     [document] = await documents.list_documents("ann")
     assert len(await documents.delete_document("ann", document.id, NOW)) == 1
     assert await tables_that_name(driver, id_[1:]) == set()

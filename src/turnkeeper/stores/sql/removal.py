@@ -16,6 +16,7 @@ DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
 DELETE_SUMMARY = "DELETE FROM summaries WHERE session_id = ?"
 DELETE_SAID = (DELETE_TURNS, DELETE_ITEMS, DELETE_HIDDEN, DELETE_CHECKPOINTS, DELETE_SUMMARY)
 DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
+DELETE_TOKENS = "DELETE FROM session_tokens WHERE session_id = ?"
 # A key stays known, so that a request that is sent again after that makes nothing anew.
 BLANK_KEYS = "UPDATE idempotency_keys SET made = '', session_id = NULL WHERE session_id = ?"
 UNLINK_SECTION = "UPDATE sections SET session_id = NULL WHERE id = ? AND session_id = ?"
@@ -44,7 +45,7 @@ def remove_belongings(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     All but the link from a section whose chat one was (`UNLINK_SECTION`).
     """
     open_turns = yield from remove_said(which, id_)
-    for statement in (DELETE_DATA, BLANK_KEYS):
+    for statement in (DELETE_DATA, DELETE_TOKENS, BLANK_KEYS):
         yield statement.replace(_OF_ONE, which), (id_,)
     return open_turns
 

@@ -25,6 +25,7 @@ from turnkeeper.domain import (
     TurnRef,
     item_weight,
     make_stamp,
+    split_owner,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -38,6 +39,8 @@ from turnkeeper.stores.sql.expiry import expire_later, expire_unpinned
 from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.removal import remove_belongings_of, remove_said_in
 from turnkeeper.stores.sql.rows import (
+    OF_ALIAS,
+    OF_ID,
     Row,
     Rows,
     Transaction,
@@ -59,16 +62,16 @@ SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, 
             AND t.status IN ('queued', 'running')),
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
     s.section, (SELECT x.document_id FROM sections x WHERE x.id = s.section),
-    d.config, d.context_documents,
+    d.config, d.context_documents, s.owner,
     CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
         FROM items i
         WHERE i.session_id = s.id AND i.kind = 'user'
         ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
-WHERE s.owner = ? AND """
-GET_BY_ID = _SESSION + "s.id = ?"
-GET_BY_ALIAS = _SESSION + "s.alias = ?"
+WHERE """
+GET_BY_ID = _SESSION + "? IN (s.owner, s.user_name) AND s.id = ?"
+GET_BY_ALIAS = _SESSION + "s.owner = ? AND s.alias = ?"
 
 COUNT_SESSIONS = "SELECT COUNT(*) FROM sessions"
 COUNT_TURNS = "SELECT COUNT(*) FROM turns"
@@ -112,13 +115,22 @@ def try_write() -> Transaction[None]:
 
 # --- Lists of sessions -------------------------------------------------------------------------
 
+# Of a user: with those of the user's end users, whose aliases are not the user's.
 LIST_SESSIONS = """
-SELECT id, alias, message_count FROM sessions WHERE owner = ? AND message_count > 0 ORDER BY id
+SELECT id, CASE WHEN owner = user_name THEN alias END, message_count FROM sessions
+WHERE user_name = ? AND message_count > 0 ORDER BY id
+"""
+LIST_SESSIONS_OF_END_USER = """
+SELECT id, alias, message_count FROM sessions
+WHERE owner = ? AND owner <> user_name AND message_count > 0 ORDER BY id
 """
 # Without what may be long and is in no list.
 NEXT_SESSIONS = (
     re.sub(r"d\.(variables|config|context_documents)", "NULL", _SESSION)
-    + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+    + "s.user_name = ? AND s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+)
+NEXT_SESSIONS_OF_END_USER = NEXT_SESSIONS.replace(
+    "s.user_name = ?", "s.owner = ? AND s.owner <> s.user_name"
 )
 
 _BEYOND = "t"  # after every session's id
@@ -127,7 +139,8 @@ _SCANNED_AT_ONCE = 250
 
 
 def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
-    rows = yield LIST_SESSIONS, (owner,)
+    _, end_user = split_owner(owner)
+    rows = yield LIST_SESSIONS_OF_END_USER if end_user else LIST_SESSIONS, (owner,)
     return [SessionSummary(*row) for row in rows]
 
 
@@ -155,9 +168,11 @@ def _next_sessions(
     owner: str, archived: bool | None, cursor: str, limit: int
 ) -> Transaction[Sequence[Row]]:
     kinds = (0, 1) if archived is None else (int(archived),)
+    _, end_user = split_owner(owner)
+    statement = NEXT_SESSIONS_OF_END_USER if end_user else NEXT_SESSIONS
     merged: list[Row] = []
     for kind in kinds:
-        merged += yield NEXT_SESSIONS, (owner, kind, cursor, limit)
+        merged += yield statement, (owner, kind, cursor, limit)
     if len(kinds) > 1:
         merged.sort(key=lambda row: str(row[0]), reverse=True)
     return merged[:limit]
@@ -241,9 +256,9 @@ def page_messages(
 
 CURRENT_REVISION = "SELECT revision FROM deployments WHERE name = ?"
 INSERT_SESSION = """
-INSERT INTO sessions (id, owner, title, model, section, revision, variables, turns,
+INSERT INTO sessions (id, owner, user_name, title, model, section, revision, variables, turns,
     message_count, hidden_count, weight, created_at, updated_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
 """
 INSERT_DATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, ?, ?)
@@ -274,7 +289,8 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     weights = [item_weight(item) for item in new.items]
     counted = sum(counts_as_message(item) for item in new.items)
     turns = numbers[-1] if numbers else 0
-    made = (new.id, new.owner, new.title, new.model, new.section)
+    user, _ = split_owner(new.owner)
+    made = (new.id, new.owner, user, new.title, new.model, new.section)
     sums = (len(new.variables), turns, counted, sum(weights))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     yield from expire_later(new.id, revision.blueprint, new.now)
@@ -297,13 +313,13 @@ def _numbers(items: Sequence[Item]) -> list[int]:
 
 # --- Changing one ------------------------------------------------------------------------------
 
-CHANGE_BY_ID = """
+CHANGE_BY_ID = f"""
 UPDATE sessions SET title = CASE WHEN ? = 1 THEN ? ELSE title END,
     model = CASE WHEN ? = 1 THEN ? ELSE model END, pinned = COALESCE(?, pinned),
     archived = COALESCE(?, archived), version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id, version
+WHERE {OF_ID} RETURNING id, version
 """
-CHANGE_BY_ALIAS = CHANGE_BY_ID.replace("AND id = ?", "AND alias = ?")
+CHANGE_BY_ALIAS = CHANGE_BY_ID.replace(OF_ID, OF_ALIAS)
 SET_METADATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, '{}', ?)
 ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata
@@ -347,10 +363,10 @@ def _optional(value: Any) -> tuple[int, Any]:
 
 # --- Forking one -------------------------------------------------------------------------------
 
-LOCK_BY_ID = """
-UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id, running
+LOCK_BY_ID = f"""
+UPDATE sessions SET version = version WHERE {OF_ID} RETURNING id, running
 """
-LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
+LOCK_BY_ALIAS = LOCK_BY_ID.replace(OF_ID, OF_ALIAS)
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
@@ -363,10 +379,11 @@ SELECT MAX(turn), COUNT(CASE WHEN kind IN ('user', 'assistant') AND text <> '' T
     SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END)
 {_TAKEN_ALONG}"""
 FORK_SESSION = """
-INSERT INTO sessions (id, owner, title, model, revision, variables, configured, turns,
+INSERT INTO sessions (id, owner, user_name, title, model, revision, variables, configured, turns,
     message_count, hidden_count, weight, created_at, updated_at)
-SELECT CAST(? AS TEXT), owner, title, model, revision, variables, configured, CAST(? AS BIGINT),
-    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)
+SELECT CAST(? AS TEXT), owner, user_name, title, model, revision, variables, configured,
+    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT),
+    CAST(? AS BIGINT)
 FROM sessions WHERE id = ?
 """
 FORK_DATA = """
@@ -424,12 +441,12 @@ def _last_place(
 
 # --- Clearing and deleting ---------------------------------------------------------------------
 
-CLEAR_BY_ID = """
+CLEAR_BY_ID = f"""
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id
+WHERE {OF_ID} RETURNING id
 """
-CLEAR_BY_ALIAS = CLEAR_BY_ID.replace("AND id = ?", "AND alias = ?")
+CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
@@ -437,8 +454,8 @@ def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[S
     return (yield from remove_said_in(rows[0][0])) if rows else []
 
 
-DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, version, section"
-DELETE_BY_ALIAS = DELETE_BY_ID.replace("AND id = ?", "AND alias = ?")
+DELETE_BY_ID = f"DELETE FROM sessions WHERE {OF_ID} RETURNING id, version, section"
+DELETE_BY_ALIAS = DELETE_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def delete_session(

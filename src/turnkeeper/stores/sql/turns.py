@@ -21,6 +21,7 @@ from turnkeeper.domain import (
     TurnStatus,
     item_weight,
     parse_turn_id,
+    split_owner,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -33,6 +34,8 @@ from turnkeeper.stores.sql.deployments import get_basis
 from turnkeeper.stores.sql.expiry import expire_later
 from turnkeeper.stores.sql.idempotency import claim, keep_made
 from turnkeeper.stores.sql.rows import (
+    OF_ALIAS,
+    OF_ID,
     Row,
     Transaction,
     decode_item,
@@ -44,8 +47,8 @@ from turnkeeper.stores.sql.rows import (
 # --- Beginning a turn --------------------------------------------------------------------------
 
 _TAKEN = """
-RETURNING id, turns, running, weight, message_count - hidden_count, model, revision, variables,
-    section, configured
+RETURNING id, turns, running, weight, message_count - hidden_count, owner, model, revision,
+    variables, section, configured
 """
 
 # Gives the turn its number and, when it is free, the session's slot.
@@ -53,15 +56,15 @@ TAKE_NUMBER = f"""
 UPDATE sessions SET turns = turns + 1, running = COALESCE(running, turns + 1),
     message_count = message_count + ?, weight = weight + ?, model = COALESCE(?, model),
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ?
+WHERE {OF_ID}
 {_TAKEN}"""
-TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace("AND id = ?", "AND alias = ?")
+TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace(OF_ID, OF_ALIAS)
 
 # The same for a session that may not exist yet: two that race for one alias meet here.
 CREATE_OR_TAKE_NUMBER = f"""
-INSERT INTO sessions (message_count, weight, model, updated_at, owner, id, alias, created_at,
-    revision, turns, running, hidden_count)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?,
+INSERT INTO sessions (message_count, weight, model, updated_at, owner, user_name, id, alias,
+    created_at, revision, turns, running, hidden_count)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,
     COALESCE((SELECT d.revision FROM deployments d WHERE d.name = ?), ''), 1, 1, 0)
 ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
     turns = sessions.turns + 1, running = COALESCE(sessions.running, sessions.turns + 1),
@@ -111,7 +114,7 @@ def claim_turn(key: IdempotencyKey | None, now: int) -> Transaction[TurnRef | No
 def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     weights = [item_weight(item) for item in new.items]
     row = yield from _take_number(new, sum(weights))
-    session_id, number, running, total_weight, message_count = row[:5]
+    session_id, number, running, total_weight, message_count, owner = row[:6]
     if new.kept is not None:
         yield from _keep(session_id, new.kept)
     basis = yield from get_basis(row, new.revisions, configured=new.kept is not None)
@@ -132,7 +135,7 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     items: tuple[KeptItem, ...] = ()
     if status is TurnStatus.RUNNING:
         items = yield from newest_items(turn.ref, choice.history_weight)
-    return BegunTurn(turn, History(items, total_weight, message_count), basis, ahead)
+    return BegunTurn(turn, History(items, total_weight, message_count), basis, owner, ahead)
 
 
 # What is left out stays as it was.
@@ -191,9 +194,10 @@ def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
     session = new.session
     if session is None or (isinstance(session, ByAlias) and session.create):
         alias = session.alias if session else None
-        created = (new.now, new.owner, new.new_id, alias, new.now, new.deployment)
+        user, _ = split_owner(new.owner)
+        created = (new.now, new.owner, user, new.new_id, alias, new.now, new.deployment)
         rows = yield CREATE_OR_TAKE_NUMBER, (messages, weight, new.model, *created)
-        if not rows[0][6]:
+        if not rows[0][7]:
             raise DeploymentNotFound("Deployment not found")
         return rows[0]
     added = (messages, weight, new.model, new.now)
@@ -460,7 +464,7 @@ def settle_abandoned(now: int) -> Transaction[int]:
 NEXT_TURN = """
 SELECT s.turns, s.running,
     (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
-FROM sessions s WHERE s.owner = ? AND s.id = ?
+FROM sessions s WHERE ? IN (s.owner, s.user_name) AND s.id = ?
 """
 
 
@@ -479,7 +483,7 @@ SELECT t.status, t.model, t.created_at, t.finished_at, t.prompt_tokens, t.comple
     t.usage_estimated, t.error_code, t.error, t.retry_after, t.messages_sent,
     t.messages_dropped, t.estimated_tokens, t.summarised
 FROM turns t JOIN sessions s ON s.id = t.session_id
-WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
+WHERE t.session_id = ? AND t.number = ? AND ? IN (s.owner, s.user_name)
 """
 REPLY_TEXT = """
 SELECT text FROM items WHERE session_id = ? AND turn = ? AND kind = 'assistant' ORDER BY position
