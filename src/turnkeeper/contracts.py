@@ -125,13 +125,15 @@ class BegunTurn(msgspec.Struct, frozen=True):
 
     A queued one has no items in its `history` yet: `get_history` gets them when it runs. A
     running one has as many as its choice's `history_weight` asks for. `ahead` are the numbers of
-    the turns before it that are not over, where the basis says that it interrupts them.
+    the turns before it that are not over, where the basis says that it interrupts them. `asked`
+    is how many items of its own it answers.
     """
 
     turn: Turn
     history: History
     basis: Basis
     ahead: Sequence[int] = ()
+    asked: int = 1
 
 
 class NewSession(msgspec.Struct, frozen=True):
@@ -314,6 +316,24 @@ class Store(Protocol):
 
         Raises:
             TurnNotFound: it was cleared meanwhile.
+        """
+        ...
+
+    async def get_basis(self, owner: str, session: SessionChoice) -> Basis:
+        """What turns of a session are made on.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def read_history(
+        self, owner: str, before: TurnRef | SessionChoice, history_weight: int
+    ) -> History:
+        """What a prompt could show of a session, or of it up to and with a turn.
+
+        Raises:
+            SessionNotFound, TurnNotFound: no such session or turn, or not the owner's.
         """
         ...
 

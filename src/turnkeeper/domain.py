@@ -290,6 +290,29 @@ def item_weight(item: Item) -> int:
             return len(name.encode()) + len(arguments.encode()) + ITEM_OVERHEAD
 
 
+def counts_as_message(item: Item) -> bool:
+    """The seeds count user and assistant messages with text, nothing else."""
+    return isinstance(item, Message) and item.role in ("user", "assistant") and item.text != ""
+
+
+def texts_of(item: Item) -> list[str]:
+    """Every text that an item is kept with."""
+    match item:
+        case Message(role=role, text=text, parts=parts):
+            return [role, text, *map(_text_of_part, parts)]
+        case ToolCall(call_id=call_id, name=name, arguments=arguments):
+            return [call_id, name, arguments]
+        case ToolResult(call_id=call_id, output=output, parts=parts):
+            return [call_id, output, *map(_text_of_part, parts)]
+        case Reasoning(text=text) | Compaction(text=text):
+            return [text]
+
+
+def _text_of_part(part: Part) -> str:
+    """A picture is no text: its data URI may be long, and is of no other letters."""
+    return "" if isinstance(part, ImagePart) else part.text
+
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 

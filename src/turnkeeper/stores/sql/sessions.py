@@ -22,6 +22,7 @@ from turnkeeper.domain import (
     SessionFilter,
     SessionSummary,
     TurnRef,
+    counts_as_message,
     item_weight,
     make_stamp,
 )
@@ -43,7 +44,7 @@ from turnkeeper.stores.sql.rows import (
     encode_item,
     encode_object,
 )
-from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
+from turnkeeper.stores.sql.turns import INSERT_ITEM
 
 # --- Reading one -------------------------------------------------------------------------------
 

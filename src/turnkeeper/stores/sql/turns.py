@@ -19,6 +19,7 @@ from turnkeeper.domain import (
     Turn,
     TurnRef,
     TurnStatus,
+    counts_as_message,
     item_weight,
     parse_turn_id,
 )
@@ -204,11 +205,6 @@ def take_number_of(
     if not rows:
         raise SessionNotFound("Session not found")
     return rows[0]
-
-
-def counts_as_message(item: Item) -> bool:
-    """The seeds count user and assistant messages with text, nothing else."""
-    return isinstance(item, Message) and item.role != "system" and item.text != ""
 
 
 # --- History -----------------------------------------------------------------------------------
