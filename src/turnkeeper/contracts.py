@@ -406,7 +406,6 @@ class Store(Protocol):
         now: int,
         *,
         key: IdempotencyKey | None = None,
-        bare: bool = False,
     ) -> Session:
         """Make a session of its own that holds what this one does, up to and with message `at`.
 
@@ -419,7 +418,8 @@ class Store(Protocol):
         Raises:
             SessionNotFound: as for `get_session`.
             MessageNotFound: `at` is not listed in the session.
-            TurnNotFound: nothing of the turn `at` is listed in the session.
+            TurnNotFound: there is no turn `at` in the session.
+            SessionBusy: it is not over.
         """
         ...
 
@@ -482,7 +482,7 @@ class Store(Protocol):
         """The owner's next turns of `bare` sessions, in order of creation."""
         ...
 
-    async def set_turn_data(self, owner: str, ref: TurnRef, data: str) -> None:
+    async def set_turn_data(self, owner: str, ref: TurnRef, data: str, now: int) -> None:
         """Keep this with a turn in place of what its dialect had kept with it.
 
         Raises:
@@ -490,19 +490,15 @@ class Store(Protocol):
         """
         ...
 
-    async def delete_turn(
-        self, owner: str, ref: TurnRef, now: int, *, keep_items: bool
-    ) -> Sequence[TurnRef]:
+    async def delete_turn(self, owner: str, ref: TurnRef, now: int, *, keep_items: bool) -> None:
         """Remove what a dialect had kept with a turn; and all of the turn, unless `keep_items`.
 
         A session in which nothing is left then goes with it, if it was made for the turn: it has
-        no alias, title or metadata, and is no section's chat.
-
-        Returns:
-            The turn, if it was queued or running: whoever makes it should stop.
+        no alias, title, metadata or config, and is no section's chat.
 
         Raises:
             TurnNotFound: no such turn of the owner's, or nothing was kept with it.
+            SessionBusy: it is not over.
         """
         ...
 

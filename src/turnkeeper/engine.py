@@ -402,16 +402,18 @@ class Engine:
 
     async def set_turn_data(self, owner: str, ref: TurnRef, data: str) -> None:
         """Keep something else with a turn for its dialect. Raises TurnNotFound."""
-        await self._store.set_turn_data(owner, ref, data)
+        await self._store.set_turn_data(owner, ref, data, self._now())
 
     async def delete_turn(self, owner: str, ref: TurnRef, *, keep_items: bool) -> None:
         """Remove what is kept with a turn, and unless `keep_items` what was said in it.
 
+        A turn that is not over is stopped first.
+
         Raises:
             TurnNotFound: no such turn, someone else's, or nothing is kept with it.
         """
-        gone = await self._store.delete_turn(owner, ref, self._now(), keep_items=keep_items)
-        self.stop_gone(gone)
+        await self.cancel_turn(owner, ref)
+        await self._store.delete_turn(owner, ref, self._now(), keep_items=keep_items)
 
     async def follow_turn(self, owner: str, ref: TurnRef) -> Reply:
         """A turn's reply: live while it is made here, else as the store has it.
@@ -429,9 +431,7 @@ class Engine:
             if stored.turn.status.terminal or not may_begin:
                 break
             await asyncio.sleep(pause)
-        return Reply.stored(
-            owner, _as_ended(stored.turn), stored.text, stored.items, stored.cuts
-        )
+        return Reply.stored(owner, _as_ended(stored.turn), stored.text, stored.items, stored.cuts)
 
     async def follow_session(
         self, owner: str, session: SessionChoice, after: tuple[int, int | None] | None
@@ -566,9 +566,7 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
 
-    async def _begin(
-        self, owner: str, begin: Begin, model: str | None, options: Options
-    ) -> Taken:
+    async def _begin(self, owner: str, begin: Begin, model: str | None, options: Options) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
         found = await self._lives.begin(owner, begin, model, options)

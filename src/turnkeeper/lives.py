@@ -261,10 +261,13 @@ class Lives:
                 ending = msgspec.structs.replace(ending, status=TurnStatus.CANCELLED)
             reply.end(_ended(reply.turn, ending, self._now()), ending.items)
 
+        def see_to_end(_: asyncio.Task[None]) -> None:
+            if reply.ended is None:  # it was stopped before it had begun
+                reply.lose()
+
         task = self._loop.create_task(play())
+        task.add_done_callback(see_to_end)
         reply.on_abandoned = task.cancel
-        # One that is stopped before it has begun ends nothing.
-        task.add_done_callback(lambda _: reply.ended is None and reply.lose())
         return task
 
     async def _await_place(self, life: "_Life") -> History:

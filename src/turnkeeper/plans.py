@@ -105,9 +105,7 @@ class Plans:
         self._version = counts.version
         self._shared: dict[tuple[str, str | None], Plan] = {}
 
-    def make(
-        self, basis: Basis, model: str | None = None, options: Options = NO_OPTIONS
-    ) -> Plan:
+    def make(self, basis: Basis, model: str | None = None, options: Options = NO_OPTIONS) -> Plan:
         """The plan for a session; `model` and `options` go before what it has itself."""
         wanted = model or basis.model
         if basis.variables or basis.config is not None or options is not NO_OPTIONS:

@@ -112,9 +112,9 @@ def show(
         dropped = history.message_count - sum(map(_is_message, sent))
     weight += frame_weight
     items = [kept.item for kept in sent]
-    if not all([type(item) is Message for item in items]):
+    if not all(type(item) is Message for item in items):
         items = pair(items)
-    has_images = any([item.parts for item in items if isinstance(item, Message | ToolResult)])
+    has_images = any(item.parts for item in items if isinstance(item, Message | ToolResult))
     prompt = Prompt(model, (*frame, *items), sampling, options)
     context = Context(
         messages_sent=len(sent),

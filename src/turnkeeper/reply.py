@@ -68,7 +68,7 @@ class Reply:
         self._counted = False
         self._followers: list[Follower | LogFollower] = []
         self._waiting: list[asyncio.Future[Ended]] = []
-        self.on_abandoned: Callable[[], None] | None = None
+        self.on_abandoned: Callable[[], object] | None = None
 
     @classmethod
     def stored(

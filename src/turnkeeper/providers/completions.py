@@ -378,9 +378,7 @@ class IncomingReply:
             return None
         return chunk
 
-    def _take(
-        self, choices: list[_Choice], texts: list[str], events: list[ProviderEvent]
-    ) -> None:
+    def _take(self, choices: list[_Choice], texts: list[str], events: list[ProviderEvent]) -> None:
         for choice in choices:
             if choice.index != 0:  # one was asked for
                 continue
@@ -395,9 +393,7 @@ class IncomingReply:
                 self._put_text(texts, events)
                 events.append(Finished(_FINISHES.get(choice.finish_reason, "stop")))
 
-    def _take_more(
-        self, delta: _Delta, texts: list[str], events: list[ProviderEvent]
-    ) -> None:
+    def _take_more(self, delta: _Delta, texts: list[str], events: list[ProviderEvent]) -> None:
         """What a delta has beside text. A model thinks before it speaks, and calls after that."""
         thought = _text_of(delta.reasoning_content) or _text_of(delta.reasoning)
         if thought:
