@@ -7,7 +7,7 @@ Ids are made here and nowhere else; DESIGN: "made by the server, unguessable, on
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -943,8 +943,80 @@ class Key(msgspec.Struct, frozen=True):
     created_at: int
 
 
+Scope = Literal["chat", "documents", "read", "admin"]
+ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How much someone may do; None is as much as anyone may.
+
+    Attributes:
+        requests_per_minute: of any kind.
+        tokens_per_minute, tokens_per_day: of prompts and replies together.
+        cost_per_month: in the currency of the models' prices.
+        running_turns: queued or running at once.
+        open_streams: at once.
+        sessions: that are kept at once.
+        message_length: characters of one message.
+    """
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
+    cost_per_month: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    running_turns: Count | None = None
+    open_streams: Count | None = None
+    sessions: Count | None = None
+    message_length: Count | None = None
+
+
+NO_LIMITS = Limits()
+
+
 class Caller(msgspec.Struct, frozen=True):
-    """Who a request is from."""
+    """Who a request is from, and what for.
+
+    Attributes:
+        is_admin: an admin, by credentials that have the scope `admin`.
+        key: the id of the API key that was shown, or that a session token was made with.
+        end_user: for which of its own users an application acts.
+        session: the id of the only session that there is for the caller; None for all.
+        limits: those of the key, which go before what all keys have.
+    """
 
     name: str
     is_admin: bool
+    key: str | None = None
+    scopes: frozenset[Scope] = ALL_SCOPES
+    end_user: str | None = None
+    session: str | None = None
+    limits: Limits = NO_LIMITS
+
+    @property
+    def owner(self) -> str:
+        """Whose the things are that the caller makes and sees."""
+        return make_owner(self.name, self.end_user)
+
+
+# --- Owners ------------------------------------------------------------------------------------
+
+
+def make_owner(user: str, end_user: str | None = None) -> str:
+    """Whose a thing is: a user's, or that of one of the users that an application has: `user/name`.
+
+    What names an owner sees what is that owner's; a user's name, also what is its end users'.
+    """
+    return user if end_user is None else f"{user}/{end_user}"
+
+
+def split_owner(owner: str) -> tuple[str, str | None]:
+    """The user and the end user, if there is one, of an owner."""
+    user, slash, end_user = owner.partition("/")
+    return user, end_user if slash else None
+
+
+def is_for(owner: str, of: str) -> bool:
+    """Whether `owner` may see what belongs to the owner `of`."""
+    return of == owner or of.partition("/")[0] == owner

@@ -16,7 +16,7 @@ import msgspec
 from turnkeeper.accounts import Accounts
 from turnkeeper.contracts import Made
 from turnkeeper.deployments import Deployments
-from turnkeeper.domain import IdempotencyKey
+from turnkeeper.domain import Caller, IdempotencyKey
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+NOBODY = Caller("", is_admin=False, scopes=frozenset())  # who has not said, and need not
+
 
 class Parts(msgspec.Struct, frozen=True):
     """What a dialect may call; there are no `accounts` where nobody is asked for credentials."""
@@ -51,11 +53,13 @@ class Call(msgspec.Struct, frozen=True):
     """A request: who asks, and with what. Header names are lower-case.
 
     Attributes:
+        caller: the owner of what the call makes and sees.
         line: its method and path, as they were sent.
         path: the values of the variables in its route's path.
         base: the address that clients reach the server by, as `http://localhost:5000`.
         disconnected: returns once the client has gone away.
         address: where the request comes from, as far as we can see.
+        who: the caller whole.
     """
 
     caller: str
@@ -68,6 +72,7 @@ class Call(msgspec.Struct, frozen=True):
     disconnected: Callable[[], Awaitable[None]]
     is_admin: bool = False
     address: str = ""
+    who: Caller = NOBODY
 
     def __repr__(self) -> str:
         """Without what headers and bodies hold: keys, and what people say."""

@@ -8,6 +8,7 @@ is sent on purpose alone.
 from urllib.parse import urlsplit
 
 from turnkeeper.accounts import Accounts
+from turnkeeper.dialects.exchange import NOBODY
 from turnkeeper.dialects.login import read_cookie
 from turnkeeper.domain import Caller
 from turnkeeper.errors import HostRefused, InvalidRequest, Unauthenticated
@@ -15,7 +16,6 @@ from turnkeeper.web.origins import SAFE_METHODS
 from turnkeeper.web.request import Request
 
 LOCAL = Caller("local", is_admin=True)  # whose everything is when no credentials are asked for
-NOBODY = Caller("", is_admin=False)  # who has not said, and need not
 
 
 class Access:

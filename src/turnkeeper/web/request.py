@@ -159,7 +159,7 @@ class Request:
         if base is None:
             base = f"http://{self.host}"
         return Call(
-            caller.name,
+            caller.owner,
             f"{self.method} {self.path}",
             body,
             path,
@@ -169,6 +169,7 @@ class Request:
             partial(disconnected, self._receive),
             caller.is_admin,
             self.address,
+            caller,
         )
 
     async def _read_body(self, limit: int) -> bytes:
