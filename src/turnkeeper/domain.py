@@ -645,6 +645,7 @@ class Session(msgspec.Struct, frozen=True):
         version: another one after every change to the session or what was said in it.
         section, document: the section whose chat it is, and the document that is in.
         config, context_documents: what its client keeps with it.
+        end_user: the one it belongs to, if an application made it for one.
     """
 
     id: str
@@ -667,6 +668,7 @@ class Session(msgspec.Struct, frozen=True):
     document: str | None
     config: Mapping[str, Any]
     context_documents: Sequence[str]
+    end_user: str | None = None
 
     @property
     def stamp(self) -> str:
@@ -1001,6 +1003,22 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 # --- Owners ------------------------------------------------------------------------------------
+
+END_USER_LENGTH = 256
+
+
+def check_end_user(text: str) -> str:
+    """`text` itself, if an application may call one of its users so.
+
+    Raises:
+        InvalidRequest
+    """
+    if not (0 < len(text) <= END_USER_LENGTH and text.isprintable() and text == text.strip()):
+        raise InvalidRequest(
+            f"The name of an end user has 1 to {END_USER_LENGTH} characters that can be printed,"
+            " without spaces around it"
+        )
+    return text
 
 
 def make_owner(user: str, end_user: str | None = None) -> str:
