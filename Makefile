@@ -15,11 +15,12 @@ run: .venv/run.stamp  ## serve on 127.0.0.1:5000 (or PORT) with the built-in mod
 test: .venv/dev.stamp  ## every test this machine can run
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-check: .venv/dev.stamp  ## format, lint, types, the import rule
+check: .venv/dev.stamp  ## format, lint, types, the import rule, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m rig.audit requirements/build.lock
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
