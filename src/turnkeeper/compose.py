@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from turnkeeper.accounts import ADMIN, Accounts, LoginRules
+from turnkeeper.accounts import ADMIN, Accounts
+from turnkeeper.callers import LoginRules
 from turnkeeper.clock import Rising
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Store
+from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Issuer, Store
 from turnkeeper.counts import Counts
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
@@ -52,6 +53,9 @@ from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
+
+if TYPE_CHECKING:
+    from turnkeeper.issuer import JwtIssuer
 
 log = logging.getLogger(__name__)
 
@@ -165,29 +169,36 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
         for warning in check_deployments(config.all_deployments(), offers, absences):
             log.warning("%s", warning)
+        issuer = _open_issuer(config)
         driver = await (opening or open_driver)(config.database, config.durability)
         store, documents = SqlStore(driver), SqlDocuments(driver)
         try:
             with _starting():
                 settled = await store.settle_abandoned(_now())
-                accounts = await _open_accounts(SqlAccounts(driver), config)
+                accounts = await _open_accounts(SqlAccounts(driver), config, issuer)
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
                 parts = await _assemble(store, documents, plans, accounts, config)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
-            keeping = asyncio.create_task(keeper.run())
+            keeping = {asyncio.create_task(keeper.run())}
+            if accounts is not None:
+                keeping.add(asyncio.create_task(accounts.run(asyncio.sleep)))
             try:
                 yield parts
             finally:
-                keeping.cancel()
-                await asyncio.wait({keeping})
+                for task in keeping:
+                    task.cancel()
+                await asyncio.wait(keeping)
                 await parts.engine.drain(0)
                 await keeper.keep_counts()
                 if accounts is not None:
+                    await accounts.keep_uses()
                     accounts.close()
         finally:
+            if issuer is not None:
+                await issuer.close()
             await store.close()
 
 
@@ -240,7 +251,37 @@ async def _assemble(
     return Parts(engine, sessions, deployments, library, accounts)
 
 
-async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
+def _open_issuer(config: Config) -> "JwtIssuer | None":
+    """Whose tokens let people in beside our own keys; None for nobody's.
+
+    Raises:
+        ConfigError: the key is none.
+    """
+    if config.auth == "off" or config.jwt_issuer is None or config.jwt_audience is None:
+        return None
+    # Here, so that those who have no such provider need not carry cryptography in memory.
+    from turnkeeper import issuer  # noqa: PLC0415
+
+    usual = ("HS256",) if config.jwt_secret else ("RS256", "ES256", "EdDSA")
+    algorithms = config.jwt_algorithms or usual
+    rules = issuer.IssuerRules(
+        config.jwt_issuer,
+        config.jwt_audience,
+        algorithms,
+        config.jwt_user_claim,
+        config.jwt_scope_claim,
+    )
+    keys: issuer.Keys
+    if config.jwt_jwks_url is not None:
+        keys = issuer.FetchedKeys(config.jwt_jwks_url)
+    else:
+        keys = issuer.StaticKey(config.jwt_public_key or config.jwt_secret or "", algorithms)
+    return issuer.JwtIssuer(rules, keys, now=_now)
+
+
+async def _open_accounts(
+    store: AccountStore, config: Config, issuer: Issuer | None
+) -> Accounts | None:
     """What credentials are looked up in; None where nobody is asked for any.
 
     Raises:
@@ -249,9 +290,9 @@ async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None
     if config.auth == "off":
         return None
     rules = LoginRules(config.login_idle * 1000, config.login_lifetime * 1000)
-    accounts = Accounts(store, now=_now, rules=rules)
+    accounts = Accounts(store, now=_now, rules=rules, issuer=issuer)
     await accounts.set_admin_key(config.admin_key)
-    if not await accounts.can_anyone_enter():
+    if issuer is None and not await accounts.can_anyone_enter():
         raise ConfigError(NOBODY_CAN_ENTER)
     if config.admin_key is not None:
         disabled = {user.name for user in await accounts.list_users() if user.disabled}

@@ -24,7 +24,7 @@ from turnkeeper.dialects.exchange import (
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
-from turnkeeper.web.auth import LOCAL, Access
+from turnkeeper.web.auth import LOCAL, Access, authorize
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
 from turnkeeper.web.request import COMMON_HEADERS, STRICT_TRANSPORT, Request
@@ -49,8 +49,19 @@ Act = Callable[[Call], Awaitable[Outcome]]
 EncodeError = Callable[[TurnkeeperError], Answer]
 
 
+class Served(msgspec.Struct, frozen=True):
+    """What is served at one path by one method, and how its dialect words failures.
+
+    `route` is what says who may; None for everyone.
+    """
+
+    act: Act
+    encode_error: EncodeError
+    route: Route | None = None
+
+
 class Endpoint(msgspec.Struct, frozen=True):
-    """What is served at one path: for each method an act, and how its dialect words failures.
+    """What is served at one path, by method.
 
     Attributes:
         encode_error: words those that come before a method is chosen.
@@ -58,7 +69,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         admin: for all but admins, there is nothing here.
     """
 
-    acts: Mapping[str, tuple[Act, EncodeError]]
+    acts: Mapping[str, Served]
     encode_error: EncodeError
     is_open: bool = False
     admin: bool = False
@@ -121,7 +132,8 @@ class Web:
             return preflight
         endpoint, path_values = self._routes.find(request.path) or _nothing(request.path)
         method = "GET" if request.method == "HEAD" else request.method
-        act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
+        served = endpoint.acts.get(method)
+        encode_error = endpoint.encode_error if served is None else served.encode_error
         try:
             caller = LOCAL
             if self._access is not None:  # who is not known is not even told what there is
@@ -129,12 +141,14 @@ class Web:
             end_user = request.end_user()
             if end_user is not None:
                 caller = acting_for(caller, end_user)
-            if not endpoint.acts or (endpoint.admin and not caller.is_admin):
+            if not endpoint.acts or (endpoint.admin and caller.role != "admin"):
                 raise NotFound("There is nothing at this path")
-            if act is None:
+            if served is None:
                 return _other_method(request.method, endpoint)
+            if served.route is not None:
+                authorize(caller, served.route, path_values)
             call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
-            return await act(call)
+            return await served.act(call)
         except TurnkeeperError as error:
             return encode_error(error)
 
@@ -148,7 +162,10 @@ class Web:
             if route.path == path
         ]
         return Endpoint(
-            {route.method: (self._act(route), encode_error) for route, encode_error in here},
+            {
+                route.method: Served(self._act(route), encode_error, route)
+                for route, encode_error in here
+            },
             _dialect_of(path).encode_error,
             is_open=all(route.is_open for route, _ in here),
             admin=any(route.admin for route, _ in here),
@@ -160,7 +177,7 @@ class Web:
 
     def _own(self, act: Act) -> Endpoint:
         encode_error = native.DIALECT.encode_error
-        return Endpoint({"GET": (act, encode_error)}, encode_error, is_open=True)
+        return Endpoint({"GET": Served(act, encode_error)}, encode_error, is_open=True)
 
     async def _get_root(self, call: Call) -> Outcome:
         """A page for people, a list of endpoints for programs."""

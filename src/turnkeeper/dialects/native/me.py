@@ -1,11 +1,23 @@
-"""Who the caller is."""
+"""Who the caller is, and what for."""
+
+import msgspec
 
 from turnkeeper.dialects.exchange import Answer, Call, Parts, Route, encode_json
+from turnkeeper.dialects.turn_stream import encode_time
 
 
 async def get_me(_parts: Parts, call: Call) -> Answer:
-    user = {"username": call.caller, "role": "admin" if call.is_admin else "user"}
-    return Answer(200, encode_json({"user": user}))
+    who = call.who
+    body = {
+        "user": {"username": who.name, "role": who.role},
+        "scopes": sorted(who.scopes),
+        "key_id": who.key,
+        "session_id": who.session,
+        "end_user": who.end_user,
+        "expires_at": None if who.expires_at is None else encode_time(who.expires_at),
+        "limits": msgspec.to_builtins(who.limits),
+    }
+    return Answer(200, encode_json(body))
 
 
-ROUTES = (Route("GET", "/api/me", get_me, "Who you are"),)
+ROUTES = (Route("GET", "/api/me", get_me, "Who you are", scope=None, session_token=True),)
