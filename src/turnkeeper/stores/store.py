@@ -12,6 +12,7 @@ from turnkeeper.contracts import (
     NewTurn,
     NewVersion,
     NextTurn,
+    Quota,
     SessionPage,
     Source,
     StoredReply,
@@ -37,7 +38,16 @@ from turnkeeper.domain import (
     TurnRef,
     Version,
 )
-from turnkeeper.stores.sql import deployments, idempotency, sessions, summaries, turns, versions
+from turnkeeper.limits import Spent, Subject
+from turnkeeper.stores.sql import (
+    deployments,
+    idempotency,
+    sessions,
+    spending,
+    summaries,
+    turns,
+    versions,
+)
 from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
@@ -124,9 +134,13 @@ class SqlStore:
         now: int,
         *,
         key: IdempotencyKey | None = None,
+        quotas: Sequence[Quota] = (),
     ) -> Session:
         return await self._driver.write(
-            lambda: sessions.fork_session(owner, session, at, new_id, now, key=key), long=True
+            lambda: sessions.fork_session(
+                owner, session, at, new_id, now, key=key, quotas=quotas
+            ),
+            long=True,
         )
 
     async def page_messages(
@@ -253,6 +267,18 @@ class SqlStore:
 
     async def keep_counts(self, counts: Sequence[TokenCount]) -> None:
         await self._driver.write(lambda: summaries.keep_counts(counts))
+
+    async def get_spent(self, subject: Subject) -> Sequence[Spent]:
+        return await self._driver.read(lambda: spending.get_spent(subject))
+
+    async def keep_spent(self, spent: Sequence[Spent]) -> None:
+        await self._driver.write(lambda: spending.keep_spent(spent), long=True)
+
+    async def drop_spent(self, now: int, limit: int) -> int:
+        return await self._driver.write(lambda: spending.drop_spent(now, limit), long=True)
+
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        return await self._driver.read(lambda: idempotency.was_made(key))
 
     async def ping(self) -> None:
         await self._driver.read(sessions.ping)

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import IdlePage, MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import IdlePage, MessagePage, NewSession, Quota, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -289,6 +289,7 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     made = (new.id, new.owner, user, new.title, new.model, new.section)
     sums = (len(new.variables), turns, counted, sum(weights))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
+    yield from check_quotas(new.quotas)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
@@ -399,12 +400,19 @@ def fork_session(
     now: int,
     *,
     key: IdempotencyKey | None = None,
+    quotas: Sequence[Quota] = (),
 ) -> Transaction[Session]:
-    return (yield from _once(owner, key, _fork_session(owner, session, at, new_id, now), now))
+    work = _fork_session(owner, session, at, new_id, now, quotas)
+    return (yield from _once(owner, key, work, now))
 
 
 def _fork_session(
-    owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+    owner: str,
+    session: SessionChoice,
+    at: MessageRef | None,
+    new_id: str,
+    now: int,
+    quotas: Sequence[Quota],
 ) -> Transaction[Session]:
     rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))
     id_, running = _only(rows)
@@ -412,6 +420,7 @@ def _fork_session(
     sums = yield SUMS_TAKEN_ALONG, (id_, *last)
     turns, counted, hidden, weight = (int(value or 0) for value in sums[0])
     yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
+    yield from check_quotas(quotas)
     yield FORK_DATA, (new_id, id_)
     yield FORK_ITEMS, (new_id, id_, *last)
     return (yield from get_session(owner, ById(new_id)))

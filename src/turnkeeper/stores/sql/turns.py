@@ -113,7 +113,11 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     basis = yield from get_basis(row, new.revisions, configured=new.kept is not None)
     if new.scope is not None and basis.revision.deployment != new.scope:
         raise SessionNotFound("Session not found")
+    if number == 1:
+        yield from check_quotas(new.quotas)
     choice = new.choose(basis, total_weight)
+    if new.admit is not None:
+        new.admit(session_id, basis, total_weight)
     ahead: Sequence[int] = ()
     if running != number:
         ahead = yield from _join_queue(new, basis, session_id, number, running)
