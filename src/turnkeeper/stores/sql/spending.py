@@ -46,11 +46,11 @@ INSERT INTO session_quotas (owner) VALUES (?)
 ON CONFLICT (owner) DO UPDATE SET owner = excluded.owner
 """
 # No further than it matters. A user's are those of its end users too.
-COUNT_OF_USER = "SELECT COUNT(*) FROM (SELECT 1 FROM sessions WHERE user_name = ? LIMIT ?) AS some"
+COUNT_OF_USER = "SELECT COUNT(*) FROM (SELECT 1 FROM sessions WHERE user_name = ? LIMIT ?) AS found"
 COUNT_OF_END_USER = """
 SELECT COUNT(*) FROM (
     SELECT 1 FROM sessions WHERE owner = ? AND owner <> user_name LIMIT ?
-) AS some
+) AS found
 """
 
 
