@@ -388,6 +388,7 @@ class Store(Protocol):
         Raises:
             SessionNotFound: as for `get_session`.
             MessageNotFound: `at` is not listed in the session.
+            QuotaExceeded: there are as many sessions as may be.
         """
         ...
 

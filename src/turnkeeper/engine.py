@@ -14,7 +14,7 @@ from functools import partial
 import msgspec
 
 from turnkeeper import prompt
-from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Store
+from turnkeeper.contracts import Admit, Background, BegunTurn, NewTurn, NewVersion, Store
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -44,6 +44,7 @@ from turnkeeper.errors import (
     UnknownModel,
 )
 from turnkeeper.following import SessionFollower
+from turnkeeper.gate import Gate, Ticket, Unread
 from turnkeeper.lives import Begin, Lives
 from turnkeeper.making import Maker, Work
 from turnkeeper.offers import Offers
@@ -65,6 +66,7 @@ class Engine:
         offers: Offers,
         plans: Plans,
         policy: Policy,
+        gate: Gate,
         *,
         background: Background,
         now: Callable[[], int],
@@ -78,6 +80,7 @@ class Engine:
         """
         self._store = store
         self._policy = policy
+        self._gate = gate
         self._maker = Maker(policy, store, plans.counts, jitter=jitter)
         self._now = now
         self._new_id = new_id
@@ -124,13 +127,14 @@ class Engine:
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable:
+            ContextTooLong, QueueFull, SessionBusy, RateLimited, QuotaExceeded, Overloaded, KeyReused, ServerStopping, StoreUnavailable:
                 nothing was stored.
             TurnNotFound: the turn of that key is gone.
         """
         message = self.check_message(text)
         weight = item_weight(message)
         asked = self.check_model(model)
+        ticket = await self._ticket(owner, len(text), key)
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
             return self._plans.make(basis, asked, sampling).choose(weight, total_weight)
@@ -149,8 +153,14 @@ class Engine:
             now=self._now(),
             kept=kept,
             key=key,
+            admit=self._admission(ticket, asked, sampling),
+            quotas=self._gate.quotas(owner),
         )
-        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, sampling)
+
+        def begin() -> Awaitable[BegunTurn | TurnRef]:
+            return self._store.begin_turn(new)
+
+        return await self._begin(owner, begin, asked, sampling, ticket)
 
     async def answer_anew(
         self,
@@ -217,7 +227,7 @@ class Engine:
         words = self.check_message(text)
         version = self._version(owner, session, model, key, weight=item_weight(words))
         version = msgspec.structs.replace(version, message=message, words=words)
-        return await self._begin_version(version)
+        return await self._begin_version(version, len(text))
 
     def _version(
         self,
@@ -246,11 +256,34 @@ class Engine:
             key=key,
         )
 
-    async def _begin_version(self, new: NewVersion) -> Taken:
+    async def _begin_version(self, new: NewVersion, length: int = 0) -> Taken:
+        """`length` is that of the words it brings with it."""
+        ticket = await self._ticket(new.owner, length, new.key)
+        new = msgspec.structs.replace(new, admit=self._admission(ticket, new.model, None))
+
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_version(new)
 
-        return await self._begin(new.owner, begin, new.model, None)
+        return await self._begin(new.owner, begin, new.model, None, ticket)
+
+    async def _ticket(self, owner: str, length: int, key: IdempotencyKey | None) -> Ticket | None:
+        """What a turn over a message of `length` is admitted by; None if that needs nothing."""
+        ticket = await self._gate.ticket(owner, keyed=key is not None)
+        if ticket is not None:
+            ticket.check_length(length)
+        return ticket
+
+    def _admission(
+        self, ticket: Ticket | None, model: str | None, sampling: Sampling | None
+    ) -> Admit | None:
+        if ticket is None:
+            return None
+
+        def admit(session_id: str, basis: Basis, total_weight: int) -> None:
+            plan = self._plans.make(basis, model, sampling)
+            ticket.reserve(session_id, plan.estimate(total_weight))
+
+        return admit
 
     async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
         """One reply to a deployment's prompt alone, of which nothing is kept.
@@ -271,6 +304,9 @@ class Engine:
         prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
+        ticket = await self._ticket(owner, 0, None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(0))
         task = self._loop.create_task(self._maker.make(work, History((), 0, 0)))
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
@@ -280,6 +316,9 @@ class Engine:
             if not self.stopping:
                 raise
             raise ServerStopping("The server is stopping; try again in a moment") from None
+        finally:
+            if ticket is not None:
+                ticket.settle(*work.spent())
         return work.reply.text
 
     async def follow_turn(self, owner: str, ref: TurnRef) -> Reply:
@@ -358,6 +397,10 @@ class Engine:
         for ref in gone:
             self._lives.stop_open(ref)
 
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        """Whether something was begun or made under a key, for the same request."""
+        return await self._store.was_made(key)
+
     async def ready(self) -> bool:
         """Whether turns are taken just now.
 
@@ -418,11 +461,21 @@ class Engine:
             raise ServerStopping("The server is stopping; try again in a moment")
 
     async def _begin(
-        self, owner: str, begin: Begin, model: str | None, sampling: Sampling | None
+        self,
+        owner: str,
+        begin: Begin,
+        model: str | None,
+        sampling: Sampling | None,
+        ticket: Ticket | None,
     ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(begin, model, sampling)
+        while True:
+            try:
+                found = await self._lives.begin(begin, model, sampling, ticket)
+                break
+            except Unread as unread:
+                await self._gate.read(unread.subject)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)

@@ -211,13 +211,9 @@ class Gate:
 
 
 class Ticket:
-    """One turn's way through the gate: it reserves when it begins, and settles when it ends.
+    """One turn's way through the gate: it reserves when it begins, and settles when it ends."""
 
-    Attributes:
-        settled: it is over, or never began.
-    """
-
-    __slots__ = ("_gate", "_parties", "_reservation", "_session", "settled")
+    __slots__ = ("_gate", "_parties", "_reservation", "_session")
 
     def __init__(self, gate: Gate, parties: tuple[Party, ...], session: Limits | None) -> None:
         """`session` are the limits of the turn's session; None if it is among the parties."""
@@ -225,10 +221,11 @@ class Ticket:
         self._parties = parties
         self._session = session
         self._reservation: Reservation | None = None
-        self.settled = False
 
-    def reserve(self, session_id: str, estimate: Estimate) -> None:
-        """Room for the turn, whose session is known now. Again, it is in place of the first time.
+    def reserve(self, session_id: str | None, estimate: Estimate) -> None:
+        """Room for the turn, whose session is known now; None if it has none.
+
+        A second time, it is in place of the first.
 
         Raises:
             RateLimited, QuotaExceeded, Overloaded: there is not enough left.
@@ -236,7 +233,7 @@ class Ticket:
         """
         self._release()
         parties = self._parties
-        if self._session is not None:
+        if self._session is not None and session_id is not None:
             parties = (*parties, *_parties(("session", session_id, self._session)))
         self._reservation = self._gate.reserve(parties, estimate)
 
@@ -250,7 +247,6 @@ class Ticket:
 
     def settle(self, tokens: int, cost: int) -> None:
         """The turn has ended and used so much; nothing if it never began. Once is enough."""
-        self.settled = True
         self._release(tokens, cost)
 
     def _release(self, tokens: int = 0, cost: int = 0) -> None:

@@ -180,7 +180,7 @@ class Tally:
     def used(self, now: int) -> int:
         if now >= self.ends_at:
             self.amount = 0
-            self.ends_at = _end_of_day(now) if self.measure == "tokens_per_day" else _end_of_month(now)
+            self.ends_at = _ENDS[self.measure](now)
         return self.amount
 
     def wait(self, now: int) -> float:
@@ -198,6 +198,12 @@ def _end_of_month(now: int) -> int:
     first = datetime.fromtimestamp(now / 1000, UTC).replace(day=1, hour=0, minute=0, second=0)
     following = (first + timedelta(days=32)).replace(day=1, microsecond=0)
     return int(following.timestamp()) * 1000
+
+
+_ENDS: dict[Measure, Callable[[int], int]] = {
+    "tokens_per_day": _end_of_day,
+    "cost_per_month": _end_of_month,
+}
 
 
 class Counters:
@@ -574,7 +580,7 @@ def _refuse_turn(
     day, month = limits.tokens_per_day, limits.cost_per_month
     if turns is not None and counters.turns >= turns:
         yield _crowded(subject, "turns running at once", turns)
-    held = counters.held_tokens  # what running turns hold is free sooner or later: nobody knows when
+    held = counters.held_tokens  # by running turns, and free again nobody knows when
     if minute is not None:
         over = counters.tokens.used(moment.tick) + tokens - minute
         if over + held > 0:

@@ -31,6 +31,7 @@ from turnkeeper.errors import (
     StoreUnavailable,
     TurnNotFound,
 )
+from turnkeeper.gate import Ticket
 from turnkeeper.making import Maker, Work
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
@@ -88,14 +89,20 @@ class Lives:
     # --- From outside --------------------------------------------------------------------------
 
     async def begin(
-        self, begin: Begin, model: str | None, sampling: Sampling | None
+        self,
+        begin: Begin,
+        model: str | None,
+        sampling: Sampling | None,
+        ticket: Ticket | None = None,
     ) -> Reply | TurnRef:
         """Start a life; returns its reply once it is stored, or the turn that had been before.
 
-        `model` and `sampling` are what the caller asked for. Raises what `begin` raises.
+        `model` and `sampling` are what the caller asked for; what `ticket` has reserved is
+        settled, whatever happens. Raises what `begin` raises.
         """
         begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(begin, model, sampling, begun))
+        life = self._live(begin, model, sampling, begun, ticket)
+        self._spawn(life if ticket is None else _settling(life, ticket))
         return await begun
 
     @property
@@ -161,6 +168,7 @@ class Lives:
         model: str | None,
         sampling: Sampling | None,
         begun: asyncio.Future[Reply | TurnRef],
+        ticket: Ticket | None,
     ) -> None:
         self._beginning += 1
         try:
@@ -192,6 +200,8 @@ class Lives:
             ending = await self._play(life, stored)
         finally:
             life.settled = True
+            if ticket is not None:  # before anyone is told of the end, and might begin another
+                ticket.settle(*life.spent())
         await self._end(life, ending)
 
     def _remember(self, revision: Revision) -> None:
@@ -364,6 +374,14 @@ class _Life(Work):
         self.kept = 0
         self.checkpointing = False
         self.checkpointed = False  # at least one was tried
+
+
+async def _settling(life: Coroutine[Any, Any, None], ticket: Ticket) -> None:
+    """A life that may never begin, or find that an earlier one had."""
+    try:
+        await life
+    finally:
+        ticket.settle(0, 0)
 
 
 def _plainer(ending: Ending) -> Ending:

@@ -142,9 +142,7 @@ class SqlStore:
         quotas: Sequence[Quota] = (),
     ) -> Session:
         return await self._driver.write(
-            lambda: sessions.fork_session(
-                owner, session, at, new_id, now, key=key, quotas=quotas
-            ),
+            lambda: sessions.fork_session(owner, session, at, new_id, now, key=key, quotas=quotas),
             long=True,
         )
 

@@ -49,6 +49,7 @@ from turnkeeper.stores.sql.rows import (
     encode_item,
     encode_object,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
 
 # --- Reading one -------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ def get_spent(subject: Subject) -> Transaction[Sequence[Spent]]:
 
 
 def keep_spent(spent: Sequence[Spent]) -> Transaction[None]:
-    for one in sorted(spent, key=lambda one: (one.subject, one.measure)):  # in one order: no deadlock
+    # In one order: no deadlock.
+    for one in sorted(spent, key=lambda one: (one.subject, one.measure)):
         yield KEEP_SPENT, (*one.subject, one.measure, one.ends_at, one.amount)
 
 

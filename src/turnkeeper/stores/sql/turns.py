@@ -43,6 +43,7 @@ from turnkeeper.stores.sql.rows import (
     encode_item,
     encode_object,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 
 # --- Beginning a turn --------------------------------------------------------------------------
 
