@@ -166,26 +166,60 @@ def _is_alias(text: str) -> bool:
 # --- Items: what a session keeps, in order -----------------------------------------------------
 
 
-class Message(msgspec.Struct, frozen=True, tag="message"):
-    """Words of one speaker. `role` is `user`, `assistant` or `system`."""
-
-    role: str
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
-    """The model asks for a function; `arguments` is the JSON text it wrote, kept exactly."""
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
+    """A picture by its address or as a data URI: passed on as it is, never fetched by us."""
+
+    url: str
+    detail: str | None = None
+
+
+class RefusalPart(msgspec.Struct, frozen=True, tag="refusal"):
+    """Words by which a model declines to answer, where its provider tells them apart."""
+
+    text: str
+
+
+Part = TextPart | ImagePart | RefusalPart
+
+
+class Message(msgspec.Struct, frozen=True, tag="message", omit_defaults=True):
+    """Words of one speaker. `role` is `user`, `assistant`, `system` or `developer`.
+
+    `parts` is what it consists of, in order, where that is more than `text`, which is then all
+    the words among them.
+    """
+
+    role: str
+    text: str
+    parts: tuple[Part, ...] = ()
+
+
+class ToolCall(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
+    """The model asks for a function; `arguments` is the JSON text it wrote, kept exactly.
+
+    Where the tool is `custom`, they are the one string that it takes.
+    """
 
     call_id: str
     name: str
     arguments: str
+    custom: bool = False
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
-    """What the client's function gave back for the call of the same `call_id`."""
+class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", omit_defaults=True):
+    """What the client's function gave back for the call of the same `call_id`.
+
+    `parts` as in a `Message`.
+    """
 
     call_id: str
     output: str
+    custom: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 class Reasoning(msgspec.Struct, frozen=True, tag="reasoning"):
@@ -194,7 +228,13 @@ class Reasoning(msgspec.Struct, frozen=True, tag="reasoning"):
     text: str
 
 
-Item = Message | ToolCall | ToolResult | Reasoning
+class Compaction(msgspec.Struct, frozen=True, tag="compaction"):
+    """What a model has told of a conversation, in whose place its client has put it."""
+
+    text: str
+
+
+Item = Message | ToolCall | ToolResult | Reasoning | Compaction
 
 
 class KeptItem(msgspec.Struct, frozen=True):
@@ -235,15 +275,42 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 ITEM_OVERHEAD = 16  # bytes a provider's framing of one item costs, about four tokens
+IMAGE_WEIGHT = 4096  # bytes that a picture counts for: about a thousand tokens, as most models do
 
 
 def item_weight(item: Item) -> int:
     """How much room an item takes in a prompt: its UTF-8 bytes and a little for its framing."""
     match item:
-        case Message(text=text) | Reasoning(text=text) | ToolResult(output=text):
+        case Message(text=text, parts=()) | Reasoning(text=text) | Compaction(text=text):
             return len(text.encode()) + ITEM_OVERHEAD
+        case Message(text=text, parts=parts) | ToolResult(output=text, parts=parts):
+            images = sum(isinstance(part, ImagePart) for part in parts)
+            return len(text.encode()) + images * IMAGE_WEIGHT + ITEM_OVERHEAD
         case ToolCall(name=name, arguments=arguments):
             return len(name.encode()) + len(arguments.encode()) + ITEM_OVERHEAD
+
+
+def counts_as_message(item: Item) -> bool:
+    """The seeds count user and assistant messages with text, nothing else."""
+    return isinstance(item, Message) and item.role in ("user", "assistant") and item.text != ""
+
+
+def texts_of(item: Item) -> list[str]:
+    """Every text that an item is kept with."""
+    match item:
+        case Message(role=role, text=text, parts=parts):
+            return [role, text, *map(_text_of_part, parts)]
+        case ToolCall(call_id=call_id, name=name, arguments=arguments):
+            return [call_id, name, arguments]
+        case ToolResult(call_id=call_id, output=output, parts=parts):
+            return [call_id, output, *map(_text_of_part, parts)]
+        case Reasoning(text=text) | Compaction(text=text):
+            return [text]
+
+
+def _text_of_part(part: Part) -> str:
+    """A picture is no text: its data URI may be long, and is of no other letters."""
+    return "" if isinstance(part, ImagePart) else part.text
 
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -284,11 +351,17 @@ class TurnStatus(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one turn. `estimated` when the provider did not count them itself."""
+    """Tokens of one turn. `estimated` when the provider did not count them itself.
+
+    Of the prompt's, `cached_tokens` were remembered by the provider; of the reply's,
+    `reasoning_tokens` were thought and not said; 0 where it does not say.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     estimated: bool = False
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -312,8 +385,15 @@ class Context(msgspec.Struct, frozen=True):
     summarised: bool = False  # a summary stood for what was dropped
 
 
+# Why a model stopped: it was done, had said as much as it may, calls tools, or was filtered.
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
 class Turn(msgspec.Struct, frozen=True):
-    """One user message and the reply to it, as stored."""
+    """One user message and the reply to it, as stored.
+
+    `finish` is why the model stopped; None before that, and where it did not say.
+    """
 
     ref: TurnRef
     status: TurnStatus
@@ -323,6 +403,7 @@ class Turn(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     failure: Failure | None = None
     context: Context | None = None
+    finish: Finish | None = None
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -331,6 +412,9 @@ class Ending(msgspec.Struct, frozen=True):
     Attributes:
         checkpointed: some of the text was kept while it was made, and can go now.
         model: the one that made the reply, if another than was asked first; None if not.
+        items: all that the reply consists of, in order, where that is more than its text.
+        finish: why the model stopped.
+        cuts: how the reply came in pieces (`reply.Reply.cuts`), where someone counted them.
     """
 
     status: TurnStatus
@@ -340,6 +424,9 @@ class Ending(msgspec.Struct, frozen=True):
     context: Context | None = None
     checkpointed: bool = False
     model: str | None = None
+    items: tuple[Item, ...] = ()
+    finish: Finish | None = None
+    cuts: str | None = None
 
 
 # --- Requests that are sent again ----------------------------------------------------------------
@@ -376,6 +463,63 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 AS_IT_IS = Sampling()
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call and the client runs.
+
+    Attributes:
+        parameters: a JSON schema of its arguments, as the client gave it.
+        strict: whether the model must keep to that; None is as the provider does by itself.
+        custom: it takes one string, of whatever form, and no schema.
+    """
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    strict: bool | None = None
+    custom: bool = False
+
+
+class ChosenTool(msgspec.Struct, frozen=True):
+    """The one tool that the model is to call."""
+
+    name: str
+
+
+class JsonFormat(msgspec.Struct, frozen=True):
+    """The reply is to be JSON: of that `schema`, or any object where there is none."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: Mapping[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a caller asks of one turn beside its words. It goes before what the session has.
+
+    Attributes:
+        instructions: in place of the blueprint's system message; None leaves that.
+        tool_choice: None is as the model does by itself.
+        reply_format: None for plain text.
+        reasoning_effort: as the provider names it.
+        overflow: as in a `Blueprint`; None leaves that.
+        extra: what else the provider is sent, as it is, by its own names.
+    """
+
+    sampling: Sampling = AS_IT_IS
+    instructions: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    reply_format: JsonFormat | None = None
+    reasoning_effort: str | None = None
+    overflow: Literal["truncate", "summarise", "error"] | None = None
+    extra: Mapping[str, Any] = {}
+
+
+NO_OPTIONS = Options()
 
 
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -748,11 +892,16 @@ class ModelChoice(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """What a model is asked: its id, the items it is shown in order, how to choose its words."""
+    """What a model is asked: its id, the items it is shown in order, how to choose its words.
+
+    Of the `options` the provider obeys the tools, the form of the reply, and what is extra; the
+    rest is in the other attributes.
+    """
 
     model: str
     items: tuple[Item, ...]
     sampling: Sampling = AS_IT_IS
+    options: Options = NO_OPTIONS
 
 
 # --- Users -------------------------------------------------------------------------------------

@@ -14,25 +14,40 @@ from functools import partial
 import msgspec
 
 from turnkeeper import prompt
-from turnkeeper.contracts import Admit, Background, BegunTurn, NewTurn, NewVersion, Store
+from turnkeeper.contracts import (
+    Admit,
+    Background,
+    BegunTurn,
+    NewTurn,
+    NewVersion,
+    Store,
+    StoredReply,
+    TurnPage,
+)
 from turnkeeper.domain import (
+    NO_OPTIONS,
     Basis,
     ById,
     History,
     IdempotencyKey,
+    Item,
     Kept,
+    KeptItem,
     Message,
     MessageRef,
     Model,
     ModelChoice,
+    Options,
     Sampling,
     SessionChoice,
     Turn,
     TurnRef,
     TurnStatus,
     check_text,
+    counts_as_message,
     is_for,
     item_weight,
+    texts_of,
 )
 from turnkeeper.errors import (
     BlankMessage,
@@ -132,12 +147,49 @@ class Engine:
             TurnNotFound: the turn of that key is gone.
         """
         message = self.check_message(text)
-        weight = item_weight(message)
+        return await self.take_items(
+            owner,
+            session,
+            (message,),
+            model=model,
+            options=NO_OPTIONS if sampling is None else Options(sampling),
+            scope=scope,
+            kept=kept,
+            key=key,
+        )
+
+    async def take_items(
+        self,
+        owner: str,
+        session: SessionChoice | None,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        scope: str | None = None,
+        kept: Kept | None = None,
+        after: TurnRef | None = None,
+        data: str | None = None,
+        bare: bool = False,
+        key: IdempotencyKey | None = None,
+    ) -> Taken:
+        """As `take_turn`, for any items, also none, that `check_item` has passed.
+
+        `options` hold for this turn only. With `after` it must come right behind that turn.
+        `data` is kept with the turn for the dialect that gave it. A session that has to be made
+        is `bare` if it stays out of lists.
+
+        Raises:
+            NotNewest: something was said since the turn that it is to come `after`.
+            TurnNotFound: there is no such turn; or the turn of that key is gone.
+            And as `take_turn`.
+        """
+        weight = prompt.weigh(items)
         asked = self.check_model(model)
-        ticket = await self._ticket(owner, len(text), key)
+        ticket = await self._ticket(owner, _longest(items), key)
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
-            return self._plans.make(basis, asked, sampling).choose(weight, total_weight)
+            return self._plans.make(basis, asked, options).choose(weight, total_weight)
 
         new = NewTurn(
             owner=owner,
@@ -145,7 +197,7 @@ class Engine:
             new_id=self._new_id(),
             deployment=self._policy.deployment,
             scope=scope,
-            items=(message,),
+            items=items,
             model=asked,
             choose=choose,
             queue_limit=self._policy.queue_limit,
@@ -153,14 +205,17 @@ class Engine:
             now=self._now(),
             kept=kept,
             key=key,
-            admit=self._admission(ticket, asked, sampling),
+            after=after,
+            data=data,
+            bare=bare,
+            admit=self._admission(ticket, asked, options),
             quotas=self._gate.quotas(owner),
         )
 
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_turn(new)
 
-        return await self._begin(owner, begin, asked, sampling, ticket)
+        return await self._begin(owner, begin, asked, options, ticket)
 
     async def answer_anew(
         self,
@@ -259,28 +314,28 @@ class Engine:
     async def _begin_version(self, new: NewVersion, length: int = 0) -> Taken:
         """`length` is that of the words it brings with it."""
         ticket = await self._ticket(new.owner, length, new.key)
-        new = msgspec.structs.replace(new, admit=self._admission(ticket, new.model, None))
+        new = msgspec.structs.replace(new, admit=self._admission(ticket, new.model, NO_OPTIONS))
 
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_version(new)
 
-        return await self._begin(new.owner, begin, new.model, None, ticket)
+        return await self._begin(new.owner, begin, new.model, NO_OPTIONS, ticket)
 
     async def _ticket(self, owner: str, length: int, key: IdempotencyKey | None) -> Ticket | None:
         """What a turn over a message of `length` is admitted by; None if that needs nothing."""
         ticket = await self._gate.ticket(owner, keyed=key is not None)
         if ticket is not None:
-            ticket.check_length(length)
+            self._gate.check_length(length, owner)
         return ticket
 
     def _admission(
-        self, ticket: Ticket | None, model: str | None, sampling: Sampling | None
+        self, ticket: Ticket | None, model: str | None, options: Options
     ) -> Admit | None:
         if ticket is None:
             return None
 
         def admit(session_id: str, basis: Basis, total_weight: int) -> None:
-            plan = self._plans.make(basis, model, sampling)
+            plan = self._plans.make(basis, model, options)
             ticket.reserve(session_id, plan.estimate(total_weight))
 
         return admit
@@ -307,9 +362,8 @@ class Engine:
         ticket = await self._ticket(owner, 0, None)
         if ticket is not None:
             ticket.reserve(None, plan.estimate(0))
-        task = self._loop.create_task(self._maker.make(work, History((), 0, 0)))
-        self._passing.add(task)
-        task.add_done_callback(self._passing.discard)
+        making = self._maker.make(work, History((), 0, 0))
+        task = self._note_passing(self._loop.create_task(making))
         try:
             await task
         except asyncio.CancelledError:
@@ -320,6 +374,92 @@ class Engine:
             if ticket is not None:
                 ticket.settle(*work.spent())
         return work.reply.text
+
+    async def answer_unkept(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        before: TurnRef | SessionChoice | None = None,
+        verbatim: bool = False,
+    ) -> Reply:
+        """Have items answered, and keep nothing of it; it stops when nobody follows any more.
+
+        They stand behind what was said in the session `before`, or up to that turn. With
+        `verbatim` the model is shown nothing else, also if that seems too much for it.
+
+        Raises:
+            UnknownModel, SessionNotFound, TurnNotFound, ContextTooLong, ServerStopping,
+            StoreUnavailable.
+        """
+        self._check_open()
+        asked = self.check_model(model)
+        if verbatim and options.instructions is None:
+            options = msgspec.structs.replace(options, instructions="")
+        plan = self._plans.make(await self._basis(owner, before), asked, options)
+        first, weight = plan.candidates[0], prompt.weigh(items)
+        history = History((), 0, 0)
+        if before is not None:
+            history = await self._store.read_history(owner, before, first.room)
+        if not verbatim:
+            plan.choose(weight, history.total_weight + weight)
+        ref = TurnRef(self._new_id(), 1)
+        turn = Turn(ref, TurnStatus.RUNNING, first.offer.model.id, self._now())
+        reply = Reply(owner, turn, len(items))
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            total_weight = history.total_weight + weight
+            ticket.reserve(None, plan.estimate(total_weight, cut=not verbatim))
+        history = _behind(history, items)
+        self._note_passing(self._lives.play_unkept(reply, plan, history, ticket))
+        return reply
+
+    async def _basis(self, owner: str, session: TurnRef | SessionChoice | None) -> Basis:
+        """What a turn in a session is made on, or in a new one."""
+        if session is None:
+            found = await self._store.get_deployment(self._policy.deployment)
+            return Basis(found.revision, {}, None)
+        if isinstance(session, TurnRef):
+            session = ById(session.session_id)
+        return await self._store.get_basis(owner, session)
+
+    def _note_passing(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+        return task
+
+    async def read_turn(self, owner: str, ref: TurnRef) -> StoredReply:
+        """A turn as the store has it, with all that was said in it.
+
+        Raises:
+            TurnNotFound: no such turn, or someone else's.
+        """
+        return await self._store.get_turn(owner, ref)
+
+    async def page_turns(
+        self, owner: str, *, after: TurnRef | None, limit: int, newest_first: bool
+    ) -> TurnPage:
+        """The owner's turns in bare sessions; see `Store.page_turns`."""
+        return await self._store.page_turns(
+            owner, after=after, limit=limit, newest_first=newest_first
+        )
+
+    async def set_turn_data(self, owner: str, ref: TurnRef, data: str) -> None:
+        """Keep something else with a turn for its dialect. Raises TurnNotFound."""
+        await self._store.set_turn_data(owner, ref, data, self._now())
+
+    async def delete_turn(self, owner: str, ref: TurnRef, *, keep_items: bool) -> None:
+        """Remove what is kept with a turn, and unless `keep_items` what was said in it.
+
+        A turn that is not over is stopped first.
+
+        Raises:
+            TurnNotFound: no such turn, someone else's, or nothing is kept with it.
+        """
+        await self.cancel_turn(owner, ref)
+        await self._store.delete_turn(owner, ref, self._now(), keep_items=keep_items)
 
     async def follow_turn(self, owner: str, ref: TurnRef) -> Reply:
         """A turn's reply: live while it is made here, else as the store has it.
@@ -337,7 +477,7 @@ class Engine:
             if stored.turn.status.terminal or not may_begin:
                 break
             await asyncio.sleep(pause)
-        return Reply.stored(owner, _as_ended(stored.turn), stored.text)
+        return Reply.stored(owner, _as_ended(stored.turn), stored.text, stored.items, stored.cuts)
 
     async def follow_session(
         self, owner: str, session: SessionChoice, after: tuple[int, int | None] | None
@@ -442,7 +582,25 @@ class Engine:
             raise MessageTooLong(
                 f"The message has {len(text)} characters; {self._policy.message_limit} are allowed"
             )
+        self._gate.check_length(len(text))
         return Message("user", check_text(text, "message"))
+
+    def check_items(self, items: Sequence[Item]) -> tuple[Item, ...]:
+        """Items as they may be kept.
+
+        Raises:
+            MessageTooLong, InvalidRequest: one of them cannot.
+        """
+        limit = self._policy.message_limit
+        for item in items:
+            for text in texts_of(item):
+                if len(text) > limit:
+                    raise MessageTooLong(
+                        f"A message has {len(text)} characters; {limit} are allowed"
+                    )
+                check_text(text, "input")
+        self._gate.check_length(_longest(items))
+        return tuple(items)
 
     def check_model(self, model: str | None) -> str | None:
         """The id that a model is listed by; None for None.
@@ -465,20 +623,39 @@ class Engine:
         owner: str,
         begin: Begin,
         model: str | None,
-        sampling: Sampling | None,
+        options: Options,
         ticket: Ticket | None,
     ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
         while True:
             try:
-                found = await self._lives.begin(begin, model, sampling, ticket)
+                found = await self._lives.begin(begin, model, options, ticket)
                 break
             except Unread as unread:
                 await self._gate.read(unread.subject)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)
+
+
+def _longest(items: Sequence[Item]) -> int:
+    """The characters of the longest text in them."""
+    return max([len(text) for item in items for text in texts_of(item)], default=0)
+
+
+def _behind(history: History, items: tuple[Item, ...]) -> History:
+    """The history with items that come after it, as one turn."""
+    number = history.items[-1].turn + 1 if history.items else 1
+    kept = [
+        KeptItem(number, position, item, item_weight(item)) for position, item in enumerate(items)
+    ]
+    messages = sum(counts_as_message(item) for item in items)
+    return History(
+        (*history.items, *kept),
+        history.total_weight + prompt.weigh(items),
+        history.message_count + messages,
+    )
 
 
 def _as_ended(turn: Turn) -> Turn:

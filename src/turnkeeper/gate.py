@@ -17,8 +17,8 @@ from turnkeeper.errors import MessageTooLong, StoreUnavailable
 from turnkeeper.limits import (
     Estimate,
     Kind,
-    Left,
     Ledger,
+    Left,
     Moment,
     Party,
     Reservation,
@@ -48,7 +48,7 @@ class Asker(msgspec.Struct, frozen=True):
 NO_ONE = Asker()
 
 
-class Unread(Exception):  # noqa: N818  no error: the caller reads it and begins again
+class Unread(Exception):
     """What a subject has used of days and months must be read before its turn may begin."""
 
     def __init__(self, subject: Subject) -> None:
@@ -139,6 +139,19 @@ class Gate:
         return self._ledger.left(parties, self.moment)
 
     # --- Turns ---------------------------------------------------------------------------------
+
+    def check_length(self, length: int, owner: str | None = None) -> None:
+        """See that a message of so many characters is none too long for the asker, or its `owner`.
+
+        Raises:
+            MessageTooLong: it is.
+        """
+        parties = self._asker.get().parties if owner is None else self._parties_of(owner)
+        limits = [party.limits.message_length for party in parties]
+        limits.append(self._rules.session.message_length)
+        allowed = min([limit for limit in limits if limit is not None], default=length)
+        if length > allowed:
+            raise MessageTooLong(f"The message has {length} characters; {allowed} are allowed")
 
     def quotas(self, owner: str) -> tuple[Quota, ...]:
         """How many sessions there may be where `owner` makes one now."""
@@ -236,14 +249,6 @@ class Ticket:
         if self._session is not None and session_id is not None:
             parties = (*parties, *_parties(("session", session_id, self._session)))
         self._reservation = self._gate.reserve(parties, estimate)
-
-    def check_length(self, length: int) -> None:
-        """Raises MessageTooLong: a message of so many characters is more than someone may send."""
-        limits = [party.limits.message_length for party in self._parties]
-        limits.append(self._session and self._session.message_length)
-        allowed = min([limit for limit in limits if limit is not None], default=length)
-        if length > allowed:
-            raise MessageTooLong(f"The message has {length} characters; {allowed} are allowed")
 
     def settle(self, tokens: int, cost: int) -> None:
         """The turn has ended and used so much; nothing if it never began. Once is enough."""

@@ -30,6 +30,7 @@ from turnkeeper.gate import Gate
 from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
+from turnkeeper.sse import KEEP_ALIVE
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
@@ -181,12 +182,14 @@ class Following(Protocol):
 class EventStream(msgspec.Struct, frozen=True):
     """A response that follows what goes on: server-sent events, each made by `encode`.
 
-    `follow` opens the place that is followed from; whoever calls it closes that.
+    `follow` opens the place that is followed from; whoever calls it closes that. What `encode`
+    makes nothing of is not sent. `keep_alive` is sent when nothing else was for a while.
     """
 
     follow: Callable[[], Following]
     encode: Callable[[Any], bytes]
     headers: Headers
+    keep_alive: bytes = KEEP_ALIVE
 
 
 Outcome = Answer | LongAnswer | EventStream
@@ -372,6 +375,7 @@ STATUSES: dict[str, int] = {
     "method_not_allowed": 405,
     "request_timeout": 408,
     "turn_cancelled": 409,
+    "not_newest": 409,
     "not_retryable": 409,
     "session_busy": 409,
     "deployment_exists": 409,

@@ -7,6 +7,7 @@ from turnkeeper.contracts import (
     BegunTurn,
     EndedTurn,
     Expired,
+    ItemPage,
     MessagePage,
     NewSession,
     NewTurn,
@@ -16,12 +17,15 @@ from turnkeeper.contracts import (
     SessionPage,
     Source,
     StoredReply,
+    TurnPage,
 )
 from turnkeeper.domain import (
+    Basis,
     Deployment,
     Ending,
     History,
     IdempotencyKey,
+    Item,
     KeptItem,
     ListedItem,
     MessageRef,
@@ -46,9 +50,11 @@ from turnkeeper.stores.sql import (
     sessions,
     spending,
     summaries,
+    turn_data,
     turns,
     versions,
 )
+from turnkeeper.stores.sql import items as items_
 from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
@@ -92,14 +98,69 @@ class SqlStore:
     async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> EndedTurn:
         return await self._driver.write(lambda: turns.end_turn(ref, ending, now))
 
-    async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
-        await self._driver.write(lambda: turns.checkpoint(ref, position, text))
+    async def checkpoint(
+        self, ref: TurnRef, position: int, text: str, cuts: str | None = None
+    ) -> None:
+        await self._driver.write(lambda: turns.checkpoint(ref, position, text, cuts))
 
     async def get_history(self, ref: TurnRef, history_weight: int) -> tuple[Turn, History]:
         return await self._driver.read(lambda: turns.get_history(ref, history_weight))
 
     async def get_turn(self, owner: str, ref: TurnRef) -> StoredReply:
         return await self._driver.read(lambda: turns.get_turn(owner, ref))
+
+    async def get_basis(self, owner: str, session: SessionChoice) -> Basis:
+        return await self._driver.read(lambda: sessions.get_session_basis(owner, session))
+
+    async def read_history(
+        self, owner: str, before: TurnRef | SessionChoice, history_weight: int
+    ) -> History:
+        return await self._driver.read(lambda: turns.read_history(owner, before, history_weight))
+
+    async def page_turns(
+        self, owner: str, *, after: TurnRef | None, limit: int, newest_first: bool
+    ) -> TurnPage:
+        return await self._driver.read(
+            lambda: turn_data.page_turns(owner, after, limit, newest_first)
+        )
+
+    async def set_turn_data(self, owner: str, ref: TurnRef, data: str, now: int) -> None:
+        await self._driver.write(lambda: turn_data.set_turn_data(owner, ref, data, now))
+
+    async def delete_turn(self, owner: str, ref: TurnRef, now: int, *, keep_items: bool) -> None:
+        await self._driver.write(lambda: turn_data.delete_turn(owner, ref, now, keep_items))
+
+    async def append_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        items: Sequence[Item],
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Sequence[ListedItem]:
+        return await self._driver.write(
+            lambda: items_.append_items(owner, session, items, now, key), long=len(items) > 100
+        )
+
+    async def page_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: tuple[int, int] | None,
+        limit: int,
+        newest_first: bool,
+    ) -> ItemPage:
+        return await self._driver.read(
+            lambda: items_.page_items(owner, session, after, limit, newest_first)
+        )
+
+    async def get_item(self, owner: str, place: MessageRef) -> ListedItem:
+        return await self._driver.read(lambda: items_.get_item(owner, place))
+
+    async def delete_item(self, owner: str, place: MessageRef, now: int) -> Session:
+        return await self._driver.write(lambda: items_.delete_item(owner, place, now))
 
     async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
         return await self._driver.read(lambda: sessions.list_sessions(owner))
@@ -134,7 +195,7 @@ class SqlStore:
         self,
         owner: str,
         session: SessionChoice,
-        at: MessageRef | None,
+        at: MessageRef | TurnRef | None,
         new_id: str,
         now: int,
         *,

@@ -151,9 +151,7 @@ class Web:
                 return _other_method(request.method, endpoint)
             call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
             await visit.take_place(call, self._parts.engine.was_made)
-            outcome = await act(call)
-            visit.follow(outcome)
-            return outcome
+            return visit.follow(await act(call))
         except TurnkeeperError as error:
             return encode_error(error)
 

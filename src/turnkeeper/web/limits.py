@@ -15,7 +15,7 @@ from turnkeeper.web.streaming import Headers
 WasMade = Callable[[IdempotencyKey], Awaitable[bool]]
 
 _ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
-# What the headers tell of, and by which limits; where there are several, of the one with least left.
+# What the headers tell of, and by which limits: where there are several, the one with least left.
 _TOLD = {
     b"requests": frozenset({"requests_per_minute"}),
     b"tokens": frozenset({"tokens_per_minute", "tokens_per_day"}),
@@ -75,11 +75,17 @@ class Visit:
             if not (may_look and await was_made(key)):
                 raise self._refusal
 
-    def follow(self, outcome: Outcome) -> None:
-        """Have room for a stream that nothing was begun for. Raises as `take_place`."""
-        if self._close is None and self._counts_streams and isinstance(outcome, EventStream):
-            if REPEATED not in outcome.headers:
-                self._open_stream()
+    def follow(self, outcome: Outcome) -> Outcome:
+        """The outcome itself, with room for it if it is a stream that nobody had foreseen.
+
+        Raises:
+            RateLimited, Overloaded: there is none.
+        """
+        if self._close is not None or not self._counts_streams:
+            return outcome
+        if isinstance(outcome, EventStream) and REPEATED not in outcome.headers:
+            self._close = self._gate.open_stream(self.parties)
+        return outcome
 
     @property
     def _counts_streams(self) -> bool:

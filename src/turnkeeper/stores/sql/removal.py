@@ -14,7 +14,15 @@ DELETE_ITEMS = "DELETE FROM items WHERE session_id = ?"
 DELETE_HIDDEN = "DELETE FROM hidden_items WHERE session_id = ?"
 DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
 DELETE_SUMMARY = "DELETE FROM summaries WHERE session_id = ?"
-DELETE_SAID = (DELETE_TURNS, DELETE_ITEMS, DELETE_HIDDEN, DELETE_CHECKPOINTS, DELETE_SUMMARY)
+DELETE_TURN_DATA = "DELETE FROM turn_data WHERE session_id = ?"
+DELETE_SAID = (
+    DELETE_TURNS,
+    DELETE_ITEMS,
+    DELETE_HIDDEN,
+    DELETE_CHECKPOINTS,
+    DELETE_SUMMARY,
+    DELETE_TURN_DATA,
+)
 DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
 DELETE_TOKENS = "DELETE FROM session_tokens WHERE session_id = ?"
 # A key stays known, so that a request that is sent again after that makes nothing anew.

@@ -23,6 +23,8 @@ from turnkeeper.domain import (
     SessionFilter,
     SessionSummary,
     TurnRef,
+    TurnStatus,
+    counts_as_message,
     item_weight,
     make_stamp,
     split_owner,
@@ -33,8 +35,9 @@ from turnkeeper.errors import (
     PreconditionFailed,
     SessionBusy,
     SessionNotFound,
+    TurnNotFound,
 )
-from turnkeeper.stores.sql.deployments import get_revision
+from turnkeeper.stores.sql.deployments import get_basis, get_revision
 from turnkeeper.stores.sql.expiry import expire_later, expire_unpinned
 from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.removal import remove_belongings_of, remove_said_in
@@ -46,11 +49,11 @@ from turnkeeper.stores.sql.rows import (
     Transaction,
     decode_listed,
     decode_session,
-    encode_item,
     encode_object,
+    weigh_shown,
 )
 from turnkeeper.stores.sql.spending import check_quotas
-from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
+from turnkeeper.stores.sql.turns import TURN_STATUS, busy, insert_item, name_of
 
 # --- Reading one -------------------------------------------------------------------------------
 
@@ -79,16 +82,23 @@ COUNT_TURNS = "SELECT COUNT(*) FROM turns"
 
 
 def get_session(owner: str, session: SessionChoice) -> Transaction[Session]:
-    rows = yield _by(session, GET_BY_ID, GET_BY_ALIAS), (owner, _name(session))
+    rows = yield _by(session, GET_BY_ID, GET_BY_ALIAS), (owner, name_of(session))
     return decode_session(_only(rows))
+
+
+BASIS_OF = """
+SELECT id, 0, 0, 0, 0, '', model, revision, variables, section, configured
+FROM sessions WHERE """
+
+
+def get_session_basis(owner: str, session: SessionChoice) -> Transaction[Basis]:
+    statement = _by(session, BASIS_OF + OF_ID, BASIS_OF + OF_ALIAS)
+    rows = yield statement, (owner, name_of(session))
+    return (yield from get_basis(_only(rows), {}))
 
 
 def _by(session: SessionChoice, by_id: str, by_alias: str) -> str:
     return by_id if isinstance(session, ById) else by_alias
-
-
-def _name(session: SessionChoice) -> str:
-    return session.id if isinstance(session, ById) else session.alias
 
 
 def _only(rows: Rows) -> Row:
@@ -119,11 +129,11 @@ def try_write() -> Transaction[None]:
 # Of a user: with those of the user's end users, whose aliases are not the user's.
 LIST_SESSIONS = """
 SELECT id, CASE WHEN owner = user_name THEN alias END, message_count FROM sessions
-WHERE user_name = ? AND message_count > 0 ORDER BY id
+WHERE user_name = ? AND message_count > 0 AND archived < 2 ORDER BY id
 """
 LIST_SESSIONS_OF_END_USER = """
 SELECT id, alias, message_count FROM sessions
-WHERE owner = ? AND owner <> user_name AND message_count > 0 ORDER BY id
+WHERE owner = ? AND owner <> user_name AND message_count > 0 AND archived < 2 ORDER BY id
 """
 # Without what may be long and is in no list.
 NEXT_SESSIONS = (
@@ -190,23 +200,23 @@ def _is_wanted(session: Session, wanted: SessionFilter) -> bool:
 
 # --- What was said -----------------------------------------------------------------------------
 
-_ITEMS = """
+LISTED_ITEMS = """
 SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at
 FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
 WHERE i.session_id = ? AND """
-LIST_ITEMS = f"""{_ITEMS}(i.turn, i.position) > (?, ?)
+LIST_ITEMS = f"""{LISTED_ITEMS}(i.turn, i.position) > (?, ?)
 ORDER BY i.turn, i.position LIMIT ?
 """
 
 # A user's and an assistant's words, but not those of a reply that failed.
 _IS_MESSAGE = """i.text <> '' AND (i.kind = 'user' OR (i.kind = 'assistant' AND i.in_prompt = 1))"""
-MESSAGES_AFTER = f"""{_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) > (?, ?)
+MESSAGES_AFTER = f"""{LISTED_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) > (?, ?)
 ORDER BY i.turn, i.position LIMIT ?
 """
-MESSAGES_BEFORE = f"""{_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) < (?, ?)
+MESSAGES_BEFORE = f"""{LISTED_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) < (?, ?)
 ORDER BY i.turn DESC, i.position DESC LIMIT ?
 """
-FIND_MESSAGE = f"{_ITEMS}{_IS_MESSAGE} AND i.turn = ? AND i.position = ?"
+FIND_MESSAGE = f"{LISTED_ITEMS}{_IS_MESSAGE} AND i.turn = ? AND i.position = ?"
 
 _END = (1 << 62, 0)
 _PAGE_WEIGHT = 1 << 20  # bytes of text in one page, about
@@ -286,31 +296,36 @@ def _create_session(new: NewSession) -> Transaction[Session]:
         raise DeploymentNotFound("Deployment not found")
     revision = yield from get_revision(rows[0][0])
     new.check(Basis(revision, new.variables, new.model))
-    numbers = _numbers(new.items)
-    weights = [item_weight(item) for item in new.items]
+    numbers = numbers_of(new.items)
     counted = sum(counts_as_message(item) for item in new.items)
     turns = numbers[-1] if numbers else 0
     user, _ = split_owner(new.owner)
     made = (new.id, new.owner, user, new.title, new.model, new.section)
-    sums = (len(new.variables), turns, counted, sum(weights))
+    sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     yield from expire_later(new.id, revision.blueprint, new.now)
     yield from check_quotas(new.quotas)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
-    position = 0
-    for index, item in enumerate(new.items):
-        position = position + 1 if index and numbers[index] == numbers[index - 1] else 0
-        place = (new.id, numbers[index], position)
-        yield INSERT_ITEM, (*place, *encode_item(item), weights[index], new.now)
+    for place, item in zip(places_of(new.id, numbers), new.items, strict=True):
+        yield insert_item(place, item, new.now)
     return (yield from get_session(new.owner, ById(new.id)))
 
 
-def _numbers(items: Sequence[Item]) -> list[int]:
+def numbers_of(items: Sequence[Item], first: int = 1) -> list[int]:
     """The number that each item stands under: every message of the user's begins a new one."""
     begins = [isinstance(item, Message) and item.role == "user" for item in items]
-    return list(accumulate(begins[1:], initial=1)) if items else []
+    return list(accumulate(begins[1:], initial=first)) if items else []
+
+
+def places_of(session_id: str, numbers: Sequence[int]) -> list[tuple[str, int, int]]:
+    """The place of each item, by the number that it stands under."""
+    places: list[tuple[str, int, int]] = []
+    for number in numbers:
+        position = places[-1][2] + 1 if places and places[-1][1] == number else 0
+        places.append((session_id, number, position))
+    return places
 
 
 # --- Changing one ------------------------------------------------------------------------------
@@ -343,7 +358,7 @@ def update_session(
         now,
     )
     statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
-    rows = yield statement, (*arguments, owner, _name(session))
+    rows = yield statement, (*arguments, owner, name_of(session))
     id_, version = _only(rows)
     _check_stamp(make_stamp(id_, version - 1), if_stamp)
     if change.pinned is False:
@@ -403,32 +418,29 @@ SELECT CAST(? AS TEXT), turn, position, kind, text, data, weight, created_at, in
 def fork_session(
     owner: str,
     session: SessionChoice,
-    at: MessageRef | None,
+    at: MessageRef | TurnRef | None,
     new_id: str,
     now: int,
     *,
     key: IdempotencyKey | None = None,
     quotas: Sequence[Quota] = (),
 ) -> Transaction[Session]:
-    work = _fork_session(owner, session, at, new_id, now, quotas)
-    return (yield from _once(owner, key, work, now))
+    def work() -> Transaction[Session]:
+        yield from check_quotas(quotas, to_come=1)  # before thousands of items are copied
+        return (yield from _fork_session(owner, session, at, new_id, now))
+
+    return (yield from _once(owner, key, work(), now))
 
 
 def _fork_session(
-    owner: str,
-    session: SessionChoice,
-    at: MessageRef | None,
-    new_id: str,
-    now: int,
-    quotas: Sequence[Quota],
+    owner: str, session: SessionChoice, at: MessageRef | TurnRef | None, new_id: str, now: int
 ) -> Transaction[Session]:
-    rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))
+    rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, name_of(session))
     id_, running = _only(rows)
     last = yield from _last_place(id_, running, at)
     sums = yield SUMS_TAKEN_ALONG, (id_, *last)
     turns, counted, hidden, weight = (int(value or 0) for value in sums[0])
     yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
-    yield from check_quotas(quotas)
     yield FORK_DATA, (new_id, id_)
     yield FORK_ITEMS, (new_id, id_, *last)
     fork = yield from get_session(owner, ById(new_id))
@@ -438,15 +450,26 @@ def _fork_session(
 
 
 def _last_place(
-    session_id: str, running: int | None, at: MessageRef | None
+    session_id: str, running: int | None, at: MessageRef | TurnRef | None
 ) -> Transaction[tuple[int, int]]:
     if at is None:
         return _END if running is None else (running, -1)
+    if isinstance(at, TurnRef):
+        return (yield from _last_place_of_turn(session_id, at))
     if at.session_id == session_id:
         rows = yield FIND_MESSAGE, (session_id, at.turn, at.position)
         if rows:
             return at.turn, at.position
     raise MessageNotFound("Message not found")
+
+
+def _last_place_of_turn(session_id: str, at: TurnRef) -> Transaction[tuple[int, int]]:
+    rows = yield TURN_STATUS, (at.session_id, at.number)
+    if not rows or at.session_id != session_id:
+        raise TurnNotFound("Turn not found")
+    if not TurnStatus(rows[0][0]).terminal:
+        raise busy(session_id, at.number)
+    return at.number, _END[0]
 
 
 # --- Clearing and deleting ---------------------------------------------------------------------
@@ -460,7 +483,7 @@ CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
-    rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, _name(session))
+    rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, name_of(session))
     return (yield from remove_said_in(rows[0][0])) if rows else []
 
 
@@ -471,7 +494,7 @@ DELETE_BY_ALIAS = DELETE_BY_ID.replace(OF_ID, OF_ALIAS)
 def delete_session(
     owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
-    rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, _name(session))
+    rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, name_of(session))
     id_, version, section = _only(rows)
     _check_stamp(make_stamp(id_, version), if_stamp)
     open_turns = yield from remove_belongings_of(id_, section)

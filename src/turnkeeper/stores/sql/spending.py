@@ -55,13 +55,13 @@ SELECT COUNT(*) FROM (
 """
 
 
-def check_quotas(quotas: Sequence[Quota]) -> Transaction[None]:
-    """See that a session that was just made is none too many."""
+def check_quotas(quotas: Sequence[Quota], *, to_come: int = 0) -> Transaction[None]:
+    """See that there are not too many sessions, with those that are `to_come`."""
     for quota in quotas:
         yield LOCK_QUOTA, (quota.owner,)
         count = COUNT_OF_END_USER if "/" in quota.owner else COUNT_OF_USER
         rows = yield count, (quota.owner, quota.sessions + 1)
-        if rows[0][0] > quota.sessions:
+        if rows[0][0] + to_come > quota.sessions:
             raise QuotaExceeded(
                 f"There are {quota.sessions} sessions, which is all there may be; delete one", None
             )
