@@ -212,7 +212,8 @@ def _read_toml(path: str | None, problems: list[str]) -> _File:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(f"config {path} cannot be read: {error}")
         return nothing
-    tables = [toml.pop(name, {}) for name in ("providers", "deployments", "limits")]
+    providers, deployments = toml.pop("providers", {}), toml.pop("deployments", {})
+    limits = toml.pop("limits", {})
     settings = {setting.name: setting for setting in SETTINGS}
     texts: dict[str, str] = {}
     for name, value in toml.items():
@@ -224,7 +225,7 @@ def _read_toml(path: str | None, problems: list[str]) -> _File:
             texts[name] = str(value)
         else:
             problems.append(f"{name} in {path} must be a plain value")
-    return _File(texts, *tables, Path(path).parent)
+    return _File(texts, providers, deployments, limits, Path(path).parent)
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -142,7 +142,8 @@ class Engine:
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, SessionBusy, RateLimited, QuotaExceeded, Overloaded, KeyReused, ServerStopping, StoreUnavailable:
+            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable,
+            RateLimited, QuotaExceeded, Overloaded:
                 nothing was stored.
             TurnNotFound: the turn of that key is gone.
         """

@@ -70,9 +70,8 @@ class Visit:
         if self._refusal is None and self._counts_streams and _may_stream(call):
             self._open_stream()
         if self._refusal is not None:
-            key = call.key()
-            may_look = self._gate.may_repeat(self.parties) and key is not None
-            if not (may_look and await was_made(key)):
+            key = call.key() if self._gate.may_repeat(self.parties) else None
+            if key is None or not await was_made(key):
                 raise self._refusal
 
     def follow(self, outcome: Outcome) -> Outcome:
