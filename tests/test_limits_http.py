@@ -271,11 +271,35 @@ async def test_streams_are_counted_while_they_are_open(
         assert again.headers["idempotent-replayed"] == "true"  # nothing is begun by it
         listed = await ask(http, "/api/chat-sessions", X_End_User="bob")
         assert len(listed.body["chat_sessions"]) == 2  # a refused request stores nothing
+        again.close()
+        two.close()
         one.close()  # hangs up
         async with asyncio.timeout(10):
-            while (await http.get(events, headers=headers)).status == 429:
+            while True:
+                async with http.get(events, headers=headers) as answer:
+                    if answer.status == 200:
+                        break
                 await asyncio.sleep(0.01)
         gate.set()
+
+
+async def test_the_caller_is_told_all_that_is_left(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=WORDS)
+    limits = "[limits.user]\nrequests_per_minute = 9\ntokens_per_day = 500\nrunning_turns = 2"
+    async with serving(tmp_path, model_server, limits) as (http, _):
+        await say(http)
+        left = (await ask(http, "/api/me")).body["left"]
+        told = [(one["of"], one["limit"], one["allowed"], one["left"]) for one in left]
+        assert told == [
+            ("user", "requests_per_minute", 9, 7),
+            ("user", "tokens_per_day", 500, 500 - USED),
+            ("user", "running_turns", 2, 2),
+        ]
+        assert left[0]["reset_seconds"] in (60, 61)
+        assert 0 < left[1]["reset_seconds"] <= 86_400
+        assert left[2]["reset_seconds"] is None
 
 
 # --- However a turn ends -----------------------------------------------------------------------

@@ -134,8 +134,10 @@ class Gate:
         """Whether the server has a limit of its own on open streams."""
         return self._rules.server.open_streams is not None
 
-    def left(self, parties: Sequence[Party]) -> list[Left]:
-        """What these have left of their limits."""
+    def left(self, parties: Sequence[Party] | None = None) -> list[Left]:
+        """What these have left of their limits; by default, those whom this request counts for."""
+        if parties is None:
+            parties = self._asker.get().parties
         return self._ledger.left(parties, self.moment)
 
     # --- Turns ---------------------------------------------------------------------------------
