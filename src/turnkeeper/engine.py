@@ -210,7 +210,7 @@ class Engine:
             data=data,
             bare=bare,
             admit=self._admission(ticket, asked, options),
-            quotas=self._gate.quotas(owner),
+            quotas=() if ticket is None else self._gate.quotas(owner),
         )
 
         def begin() -> Awaitable[BegunTurn | TurnRef]:
@@ -324,10 +324,10 @@ class Engine:
 
     async def _ticket(self, owner: str, length: int, key: IdempotencyKey | None) -> Ticket | None:
         """What a turn over a message of `length` is admitted by; None if that needs nothing."""
-        ticket = await self._gate.ticket(owner, keyed=key is not None)
-        if ticket is not None:
-            self._gate.check_length(length, owner)
-        return ticket
+        if not self._gate.has_asker:
+            return None
+        self._gate.check_length(length, owner)
+        return await self._gate.ticket(owner, keyed=key is not None)
 
     def _admission(
         self, ticket: Ticket | None, model: str | None, options: Options

@@ -57,7 +57,11 @@ class Unread(Exception):
 
 
 class Gate:
-    """Counts requests, streams and turns, and refuses what is more than someone may."""
+    """Counts requests, streams and turns, and refuses what is more than someone may.
+
+    Attributes:
+        counts_streams: whether the server has a limit of its own on open streams.
+    """
 
     def __init__(
         self, store: Store, rules: Rules, *, now: Callable[[], int], tick: Callable[[], float]
@@ -72,6 +76,7 @@ class Gate:
         self._merge = lru_cache(_MERGED)(merge)
         self._is_open = rules == Rules()  # to all who have no limits of their own
         self._server = _parties(("server", "", rules.server))
+        self.counts_streams = rules.server.open_streams is not None
 
     @property
     def moment(self) -> Moment:
@@ -129,11 +134,6 @@ class Gate:
         opened = self._ledger.open_stream((*parties, *self._server), self._tick())
         return lambda: self._ledger.close_stream(opened)
 
-    @property
-    def counts_streams(self) -> bool:
-        """Whether the server has a limit of its own on open streams."""
-        return self._rules.server.open_streams is not None
-
     def left(self, parties: Sequence[Party] | None = None) -> list[Left]:
         """What these have left of their limits; by default, those whom this request counts for."""
         if parties is None:
@@ -173,8 +173,13 @@ class Gate:
             return asker.parties
         return (*asker.parties, *_parties(("end_user", owner, limits)))
 
-    async def ticket(self, owner: str, *, keyed: bool = False) -> "Ticket | None":
-        """What a turn of `owner`'s is admitted by; None if there are no limits to it.
+    @property
+    def has_asker(self) -> bool:
+        """Whether there may be limits to what is begun now."""
+        return not self._is_open or self._asker.get() is not NO_ONE
+
+    async def ticket(self, owner: str, *, keyed: bool = False) -> "Ticket":
+        """What a turn of `owner`'s is admitted by.
 
         One that is `keyed` may be a turn that has begun before, and is not refused here.
 
@@ -183,8 +188,6 @@ class Gate:
             StoreUnavailable: nobody can tell what was used.
         """
         asker = self._asker.get()
-        if self._is_open and not asker.parties:
-            return None
         parties = (*self._parties_of(owner), *self._server)
         for subject in self._ledger.unknown(parties):
             await self.read(subject)

@@ -112,7 +112,8 @@ class Web:
         try:
             await request.answer(await self._outcome(request, visit))
         finally:
-            visit.close()
+            if visit.counts:
+                visit.close()
 
     async def _outcome(self, request: Request, visit: Visit) -> Outcome:
         """What is answered, whatever happens."""
@@ -123,7 +124,8 @@ class Web:
         except Exception:
             log.exception("Request %s failed through a fault of our own", request.id.decode())
             outcome = _INTERNAL_ERROR
-        request.add_headers(visit.headers())
+        if visit.parties:
+            request.add_headers(visit.headers())
         return outcome
 
     async def _serve(self, request: Request, visit: Visit) -> Outcome:
@@ -150,6 +152,8 @@ class Web:
             if act is None:
                 return _other_method(request.method, endpoint)
             call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
+            if not visit.counts:
+                return await act(call)
             await visit.take_place(call, self._parts.engine.was_made)
             return visit.follow(await act(call))
         except TurnkeeperError as error:

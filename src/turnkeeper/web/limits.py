@@ -30,7 +30,7 @@ class Visit:
     can be looked up.
     """
 
-    __slots__ = ("_close", "_gate", "_keyed", "_refusal", "parties")
+    __slots__ = ("_close", "_gate", "_keyed", "_refusal", "counts", "parties")
 
     def __init__(self, gate: Gate, *, keyed: bool) -> None:
         self._gate = gate
@@ -38,6 +38,7 @@ class Visit:
         self._refusal: RateLimited | None = None
         self._close: Callable[[], None] | None = None
         self.parties: tuple[Party, ...] = ()
+        self.counts = gate.counts_streams
 
     def arrive(self, address: str) -> None:
         """Count a request that nobody knows more of. Raises RateLimited."""
@@ -53,6 +54,7 @@ class Visit:
         if not parties:
             return
         self.parties = (*parties, *self.parties)
+        self.counts = True
         try:
             self._gate.count_request(parties)
         except RateLimited as refusal:
@@ -67,7 +69,7 @@ class Visit:
             RateLimited, Overloaded: there is none; or there were too many requests, and this one
                 repeats none.
         """
-        if self._refusal is None and self._counts_streams and _may_stream(call):
+        if self._refusal is None and _may_stream(call):
             self._open_stream()
         if self._refusal is not None:
             key = call.key() if self._gate.may_repeat(self.parties) else None
@@ -80,15 +82,9 @@ class Visit:
         Raises:
             RateLimited, Overloaded: there is none.
         """
-        if self._close is not None or not self._counts_streams:
-            return outcome
-        if isinstance(outcome, EventStream) and REPEATED not in outcome.headers:
+        if self._close is None and _is_new_stream(outcome):
             self._close = self._gate.open_stream(self.parties)
         return outcome
-
-    @property
-    def _counts_streams(self) -> bool:
-        return bool(self.parties) or self._gate.counts_streams
 
     def _open_stream(self) -> None:
         try:
@@ -105,9 +101,11 @@ class Visit:
 
     def headers(self) -> Headers:
         """What is left of requests and tokens, where there are limits to them."""
-        if not self.parties:
-            return []
         return encode_left(self._gate.left(self.parties))
+
+
+def _is_new_stream(outcome: Outcome) -> bool:
+    return isinstance(outcome, EventStream) and REPEATED not in outcome.headers
 
 
 def _may_stream(call: Call) -> bool:
