@@ -17,7 +17,7 @@ from turnkeeper.dialects.openai.completions.chunks import encode_chunks
 from turnkeeper.dialects.openai.completions.request import Wanted, decode_wanted
 from turnkeeper.dialects.openai.completions.shape import encode_completion
 from turnkeeper.dialects.openai.completions.stored import encode_kept
-from turnkeeper.dialects.openai.errors import WrongParameter
+from turnkeeper.dialects.openai.errors import WrongParameter, encode_error
 from turnkeeper.dialects.openai.ids import parse_conversation_id
 from turnkeeper.dialects.openai.streaming import KEEP_ALIVE
 from turnkeeper.domain import (
@@ -41,7 +41,10 @@ async def create_completion(parts: Parts, call: Call) -> Outcome:
     taken = await _take(parts, call, wanted, key)
     if wanted.stream:
         return _stream(taken.reply, wanted, headers_of(taken))
-    await completed(call, taken)
+    try:
+        await completed(call, taken)
+    except TurnEnded as ended:
+        return encode_error(ended, keyed=key is not None)
     return _answer(taken.reply, headers_of(taken))
 
 

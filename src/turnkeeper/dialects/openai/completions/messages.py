@@ -5,11 +5,12 @@ calls of tools, which are items of their own here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import msgspec
 
-from turnkeeper.dialects.openai.errors import WrongParameter
+from turnkeeper.dialects.openai.content import make_message
+from turnkeeper.dialects.openai.parameters import unsupported
 from turnkeeper.domain import (
     Compaction,
     ImagePart,
@@ -21,6 +22,7 @@ from turnkeeper.domain import (
     TextPart,
     ToolCall,
     ToolResult,
+    check_text,
 )
 
 # --- As they are written -----------------------------------------------------------------------
@@ -32,7 +34,7 @@ class Text(msgspec.Struct, tag_field="type", tag="text"):
 
 class ImageAddress(msgspec.Struct):
     url: str
-    detail: str | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class Image(msgspec.Struct, tag_field="type", tag="image_url"):
@@ -51,7 +53,8 @@ class File(msgspec.Struct, tag_field="type", tag="file"):
     """As `Audio`."""
 
 
-Content = str | list[Text | Image | Refusal | Audio | File]
+AnyPart = Text | Image | Refusal | Audio | File
+Content = str | list[AnyPart]
 
 
 class Function(msgspec.Struct):
@@ -179,37 +182,37 @@ def _decode_message(message: AnyMessage, number: int, custom: set[str]) -> Seque
         case DeveloperMessage(content=content):
             return (_message("developer", content, number),)
         case ToolMessage(content=content, tool_call_id=id_):
-            text, parts = _decode_content(content, number)
-            return (ToolResult(id_, text, id_ in custom, parts),)
+            result = _message("tool", content, number)
+            return (ToolResult(id_, result.text, id_ in custom, result.parts),)
         case FunctionMessage():
-            raise WrongParameter(
-                "Messages of functions are not read any more: send the result of a tool",
+            raise unsupported(
                 f"messages[{number}].role",
+                "Messages of functions are not read any more: send the result of a tool",
             )
         case _:
             assert_never(message)
 
 
 def _message(role: str, content: Content, number: int) -> Message:
-    text, parts = _decode_content(content, number)
-    return Message(role, text, parts)
+    if isinstance(content, str):
+        return Message(role, content)
+    return make_message(role, _decode_parts(content, number))
 
 
 def _decode_assistant(message: AssistantMessage, number: int, custom: set[str]) -> Iterator[Item]:
     if message.function_call is not None:
-        raise WrongParameter(
-            "Calls of functions are not read any more: send tool_calls",
+        raise unsupported(
             f"messages[{number}].function_call",
+            "Calls of functions are not read any more: send tool_calls",
         )
     if message.audio is not None:
-        raise WrongParameter("Audio cannot be sent to a model", f"messages[{number}].audio")
-    text, parts = _decode_content(message.content or "", number)
+        raise unsupported(f"messages[{number}].audio", "Audio cannot be sent to a model")
+    said = _message("assistant", message.content or "", number)
     if message.refusal:
-        said = parts or ((TextPart(text),) if text else ())
-        parts = (*said, RefusalPart(message.refusal))
-        text += message.refusal
-    if text or parts:
-        yield Message("assistant", text, parts)
+        words = said.parts or ((TextPart(said.text),) if said.text else ())
+        said = make_message("assistant", (*words, RefusalPart(message.refusal)))
+    if said.text:
+        yield said
     for call in message.tool_calls or ():
         match call:
             case FunctionCall(id=id_, function=function):
@@ -221,32 +224,25 @@ def _decode_assistant(message: AssistantMessage, number: int, custom: set[str]) 
                 assert_never(call)
 
 
-def _decode_content(content: Content, number: int) -> tuple[str, tuple[Part, ...]]:
-    """The words of a message, and its parts where it is more than one text."""
-    if isinstance(content, str):
-        return content, ()
+def _decode_parts(content: Sequence[AnyPart], number: int) -> Sequence[Part]:
     parts: list[Part] = []
     for place, part in enumerate(content):
         match part:
             case Text(text=text):
                 parts.append(TextPart(text))
             case Image(image_url=image):
-                parts.append(ImagePart(image.url, image.detail))
+                url = check_text(image.url, f"messages[{number}].content[{place}].image_url.url")
+                parts.append(ImagePart(url, image.detail))
             case Refusal(refusal=refusal):
                 parts.append(RefusalPart(refusal))
             case Audio() | File():
-                raise WrongParameter(
-                    "Audio and files cannot be sent to a model: text and images can",
+                raise unsupported(
                     f"messages[{number}].content[{place}].type",
+                    "Audio and files cannot be sent to a model: text and images can",
                 )
             case _:
                 assert_never(part)
-    text = "".join([part.text for part in parts if not isinstance(part, ImagePart)])
-    match parts:
-        case [] | [TextPart()]:
-            return text, ()
-        case _:
-            return text, tuple(parts)
+    return parts
 
 
 # --- From items --------------------------------------------------------------------------------

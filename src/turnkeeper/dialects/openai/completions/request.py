@@ -16,8 +16,9 @@ from turnkeeper.dialects.openai.completions.messages import (
     Conversation,
     decode_conversation,
 )
-from turnkeeper.dialects.openai.content import decode_body
+from turnkeeper.dialects.openai.content import custom_tool
 from turnkeeper.dialects.openai.errors import WrongParameter
+from turnkeeper.dialects.openai.parameters import check_metadata, decode_body, unsupported
 from turnkeeper.domain import (
     ChosenTool,
     JsonFormat,
@@ -110,11 +111,6 @@ class StreamOptions(msgspec.Struct):
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
-Metadata = dict[
-    Annotated[str, Meta(max_length=64)],
-    Annotated[str, Meta(max_length=512)],
-]
-MetadataPairs = Annotated[Metadata, Meta(max_length=16)]
 
 
 class ChatRequest(msgspec.Struct):
@@ -125,7 +121,7 @@ class ChatRequest(msgspec.Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = None
-    metadata: MetadataPairs | None = None
+    metadata: dict[str, Any] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_tokens: MaxTokens | None = None
@@ -285,16 +281,17 @@ def _refuse_what_cannot_be(request: ChatRequest) -> None:
         WrongParameter: something is.
     """
     if request.n is not None and request.n != 1:
-        raise WrongParameter("n must be 1: one reply is made", "n")
+        raise unsupported("n", "n must be 1: one reply is made")
     if request.logprobs:
-        raise WrongParameter("Log probabilities are not kept: leave logprobs out", "logprobs")
+        raise unsupported("logprobs", "Log probabilities are not kept: leave logprobs out")
     if request.top_logprobs:
-        raise WrongParameter("Log probabilities are not kept: leave it out", "top_logprobs")
+        raise unsupported("top_logprobs", "Log probabilities are not kept: leave top_logprobs out")
     if request.modalities is not None and request.modalities != ["text"]:
-        raise WrongParameter('Replies are text: modalities must be ["text"]', "modalities")
+        raise unsupported("modalities", 'Replies are text: modalities must be ["text"]')
     for name, instead in _GONE.items():
         if getattr(request, name) is not None:
-            raise WrongParameter(instead, name)
+            raise unsupported(name, instead)
+    check_metadata(request.metadata or {})
 
 
 _GONE = {
@@ -313,7 +310,7 @@ def _decode_tools(
 ) -> tuple[tuple[Tool, ...], Literal["auto", "none", "required"] | ChosenTool | None]:
     if request.tools is None and request.tool_choice is None:  # nearly always
         return (), None
-    tools = tuple([_decode_tool(tool, place) for place, tool in enumerate(request.tools or ())])
+    tools = tuple([_decode_tool(tool) for tool in request.tools or ()])
     names = {tool.name for tool in tools}
     choice = request.tool_choice
     match choice:
@@ -338,18 +335,12 @@ def _decode_tools(
 _CHOICE = "tool_choice"
 
 
-def _decode_tool(tool: FunctionTool | CustomTool, place: int) -> Tool:
+def _decode_tool(tool: FunctionTool | CustomTool) -> Tool:
     match tool:
         case FunctionTool(function=function):
             return Tool(function.name, function.description, function.parameters, function.strict)
         case CustomTool(custom=custom):
-            form = (custom.format or {}).get("type", "text")
-            if form != "text":  # what it sends would be of another form, and break its reader
-                raise WrongParameter(
-                    "The input of a custom tool is any text here: no grammar is kept to",
-                    f"tools[{place}].custom.format",
-                )
-            return Tool(custom.name, custom.description, custom=True)
+            return custom_tool(custom.name, custom.description, custom.format)
         case _:
             assert_never(tool)
 

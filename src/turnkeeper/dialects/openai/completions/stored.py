@@ -12,12 +12,11 @@ import msgspec
 from turnkeeper.contracts import StoredReply
 from turnkeeper.dialects.exchange import Answer, Call, Parts, encode_json
 from turnkeeper.dialects.openai.completions.messages import encode_messages
-from turnkeeper.dialects.openai.completions.request import MetadataPairs
 from turnkeeper.dialects.openai.completions.shape import encode_completion
-from turnkeeper.dialects.openai.content import decode_body
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import completion_id, parse_completion_id
 from turnkeeper.dialects.openai.paging import encode_list, query_limit, query_order
+from turnkeeper.dialects.openai.parameters import check_metadata, decode_body
 from turnkeeper.domain import Item, Message, TurnRef, TurnStatus
 from turnkeeper.errors import TurnNotFound
 from turnkeeper.reply import divide
@@ -103,7 +102,7 @@ async def get_completion(parts: Parts, call: Call) -> Answer:
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True):
-    metadata: MetadataPairs | None
+    metadata: dict[str, Any] | None
 
 
 _update_request = msgspec.json.Decoder(UpdateRequest)
@@ -111,6 +110,7 @@ _update_request = msgspec.json.Decoder(UpdateRequest)
 
 async def update_completion(parts: Parts, call: Call) -> Answer:
     request = decode_body(_update_request, call.body)
+    check_metadata(request.metadata or {})
     found = await _find(parts, call)
     kept = msgspec.structs.replace(found.kept, metadata=request.metadata or {})
     data = encode_json(kept).decode()
