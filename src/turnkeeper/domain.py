@@ -186,7 +186,7 @@ class RefusalPart(msgspec.Struct, frozen=True, tag="refusal"):
 Part = TextPart | ImagePart | RefusalPart
 
 
-class Message(msgspec.Struct, frozen=True, tag="message"):
+class Message(msgspec.Struct, frozen=True, tag="message", omit_defaults=True):
     """Words of one speaker. `role` is `user`, `assistant`, `system` or `developer`.
 
     `parts` is what it consists of, in order, where that is more than `text`, which is then all
@@ -198,7 +198,7 @@ class Message(msgspec.Struct, frozen=True, tag="message"):
     parts: tuple[Part, ...] = ()
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
+class ToolCall(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
     """The model asks for a function; `arguments` is the JSON text it wrote, kept exactly.
 
     Where the tool is `custom`, they are the one string that it takes.
@@ -210,7 +210,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
     custom: bool = False
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
+class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", omit_defaults=True):
     """What the client's function gave back for the call of the same `call_id`.
 
     `parts` as in a `Message`.
