@@ -450,6 +450,7 @@ TopP = Annotated[float, Meta(gt=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
 StopText = Annotated[str, Meta(min_length=1, max_length=200)]
 ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
+Seconds = Annotated[int, Meta(ge=1, le=3_153_600_000)]  # a century at most
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -547,6 +548,7 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         on_disconnect: what becomes of a turn when the last client that waits for it goes away.
         concurrency: what happens to a message while a reply is made in its session.
         idle_timeout: seconds without a change after which a session is deleted; None for never.
+        max_age: seconds from its creation after which it is deleted; None for never.
     """
 
     system_message: str = ""
@@ -562,7 +564,8 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     unused_variables: Literal["tell", "ignore"] = "tell"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     concurrency: Literal["queue", "reject", "interrupt"] = "queue"
-    idle_timeout: Annotated[int, Meta(ge=1, le=3_153_600_000)] | None = None
+    idle_timeout: Seconds | None = None
+    max_age: Seconds | None = None
 
 
 class Revision(msgspec.Struct, frozen=True):
