@@ -450,6 +450,7 @@ TopP = Annotated[float, Meta(gt=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
 StopText = Annotated[str, Meta(min_length=1, max_length=200)]
 ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
+Seconds = Annotated[int, Meta(ge=1, le=3_153_600_000)]  # a century at most
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -545,6 +546,7 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         on_disconnect: what becomes of a turn when the last client that waits for it goes away.
         concurrency: what happens to a message while a reply is made in its session.
         idle_timeout: seconds without a change after which a session is deleted; None for never.
+        max_age: seconds from its creation after which it is deleted; None for never.
     """
 
     system_message: str = ""
@@ -560,7 +562,8 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     unused_variables: Literal["tell", "ignore"] = "tell"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     concurrency: Literal["queue", "reject", "interrupt"] = "queue"
-    idle_timeout: Annotated[int, Meta(ge=1, le=3_153_600_000)] | None = None
+    idle_timeout: Seconds | None = None
+    max_age: Seconds | None = None
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -647,6 +650,7 @@ class Session(msgspec.Struct, frozen=True):
         version: another one after every change to the session or what was said in it.
         section, document: the section whose chat it is, and the document that is in.
         config, context_documents: what its client keeps with it.
+        end_user: the one it belongs to, if an application made it for one.
     """
 
     id: str
@@ -669,6 +673,7 @@ class Session(msgspec.Struct, frozen=True):
     document: str | None
     config: Mapping[str, Any]
     context_documents: Sequence[str]
+    end_user: str | None = None
 
     @property
     def stamp(self) -> str:
@@ -1003,6 +1008,22 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 # --- Owners ------------------------------------------------------------------------------------
+
+END_USER_LENGTH = 256
+
+
+def check_end_user(text: str) -> str:
+    """`text` itself, if an application may call one of its users so.
+
+    Raises:
+        InvalidRequest
+    """
+    if not (0 < len(text) <= END_USER_LENGTH and text.isprintable() and text == text.strip()):
+        raise InvalidRequest(
+            f"The name of an end user has 1 to {END_USER_LENGTH} characters that can be printed,"
+            " without spaces around it"
+        )
+    return text
 
 
 def make_owner(user: str, end_user: str | None = None) -> str:

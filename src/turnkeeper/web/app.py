@@ -18,6 +18,7 @@ from turnkeeper.dialects.exchange import (
     Outcome,
     Parts,
     Route,
+    acting_for,
     encode_json,
 )
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
@@ -126,6 +127,9 @@ class Web:
             caller = LOCAL
             if self._access is not None:  # who is not known is not even told what there is
                 caller = await self._access.admit(request, is_open=endpoint.is_open)
+            end_user = request.end_user()
+            if end_user is not None:
+                caller = acting_for(caller, end_user)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:
