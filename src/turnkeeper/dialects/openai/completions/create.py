@@ -35,7 +35,9 @@ _SESSION = "metadata.session_id"
 
 
 async def create_completion(parts: Parts, call: Call) -> Outcome:
-    wanted, key = decode_wanted(call.body), call.key()
+    wanted = decode_wanted(call.body)
+    call = call.on_behalf_of(wanted.user)
+    key = call.key()
     if not wanted.is_kept:
         return await _answer_unkept(parts, call, wanted, key)
     taken = await _take(parts, call, wanted, key)
