@@ -106,7 +106,7 @@ def cookie_of(headers: Any) -> str:
 
 async def test_a_key_may_be_shown_in_two_ways(site: Site, http: aiohttp.ClientSession) -> None:
     key = site.keys["ann"]
-    me = {"user": {"username": "ann", "role": "user"}}
+    me = {"user": {"username": "ann", "role": "user"}, "left": []}
     for headers in (
         {"Authorization": f"Bearer {key}"},
         {"Authorization": f"bearer  {key}"},
