@@ -437,6 +437,29 @@ async def test_a_turn_of_another_dialect_is_a_response(
     await ask(client, "more", previous_response_id=id_)
 
 
+async def test_replies_sent_along_are_no_reply(
+    client: openai.AsyncOpenAI, server: Server, model: ModelServer
+) -> None:
+    """A client that resends the conversation sends older replies with it."""
+    history: Any = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    done = await ask(client, history)
+    assert (await client.responses.retrieve(done.id)) == done
+    items = await client.responses.input_items.list(done.id, order="asc")
+    assert len(items.data) == 3
+    model.script = lambda _: DEAD
+    error = await refused(client, history)
+    turn = error.response.headers["turn-id"]
+    failed = await client.responses.retrieve(turn.replace("t", "resp_", 1))
+    assert (failed.status, failed.output) == ("failed", [])
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        events = (await http.get(f"/api/turns/{turn}/events?after=0")).text
+    assert "two" not in events
+
+
 async def test_a_chain_loses_what_is_deleted(
     client: openai.AsyncOpenAI, model: ModelServer
 ) -> None:

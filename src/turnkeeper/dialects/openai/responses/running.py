@@ -30,15 +30,14 @@ from turnkeeper.domain import (
     IdempotencyKey,
     Item,
     KeptItem,
-    Message,
     MessageRef,
-    Reasoning,
     Sampling,
     SessionChoice,
     ToolCall,
     ToolResult,
     TurnRef,
     TurnStatus,
+    divide,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -335,14 +334,7 @@ def kept_of(stored: StoredReply) -> Kept:
 
 
 def _count_asked(items: Sequence[KeptItem]) -> int:
-    """How many items a turn answers: what the model has made stands behind all others."""
-    for number in range(len(items), 0, -1):
-        if not _may_be_made(items[number - 1].item):
-            return items[number - 1].position + 1
-    return 0
-
-
-def _may_be_made(item: Item) -> bool:
-    if isinstance(item, Message):
-        return item.role == "assistant"
-    return isinstance(item, Reasoning | ToolCall)
+    asked, made = divide(items)
+    if made:
+        return made[0].position
+    return asked[-1].position + 1 if asked else 0
