@@ -389,6 +389,24 @@ async def test_twenty_clients_in_one_conversation(
     ]
 
 
+async def test_a_summary_stands_for_what_no_longer_fits(
+    client: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    """Where the client asks for compaction, and only then."""
+    long = [said(f"{n} " + "otters " * 13_000) for n in range(2)]
+    for more, told in (({}, False), ({"context_management": [{"type": "compaction"}]}, True)):
+        conversation = await client.conversations.create()
+        for item in long:
+            await client.conversations.items.create(conversation.id, items=[item])
+        model.requests.clear()
+        await ask(client, "and?", conversation=conversation.id, **more)
+        assert (len(model.requests) > 1) is told
+
+
+def said(text: str) -> Any:
+    return {"role": "user", "content": text}
+
+
 # --- Nothing kept ------------------------------------------------------------------------------
 
 
@@ -602,6 +620,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": "some"}, "tool_choice", "invalid_value"),
     ({"input": 7}, "input", "invalid_type"),
     ({"input": " "}, "input", "invalid_value"),
+    ({"input": []}, "input", "missing_required_parameter"),
+    ({"input": "a\0b"}, "input", "invalid_value"),
+    ({"user": " "}, "user", "invalid_value"),
     ({"input": [{"role": "user", "content": 7}]}, "input[0].content", "invalid_type"),
     ({"input": [{"role": "user", "content": ""}]}, "input[0].content", "invalid_value"),
     ({"input": [{"role": "king", "content": "a"}]}, "input[0].role", "invalid_value"),
@@ -651,7 +672,8 @@ async def test_no_input(client: openai.AsyncOpenAI) -> None:
 
 async def test_what_is_no_json(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
-        for body in (b"{", b"[]", b'"a"', b'{"input": "\xff"}', b"[" * 100_000):
+        huge = b'{"input": "a", "tools": [{"type": "x", "a": 1e999}]}'
+        for body in (b"{", b"[]", b'"a"', b'{"input": "\xff"}', b"[" * 100_000, huge):
             answer = await http.post("/v1/responses", content=body)
             assert answer.status_code == 400
             assert answer.json()["error"]["type"] == "invalid_request_error"

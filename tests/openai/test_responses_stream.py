@@ -250,6 +250,18 @@ async def test_it_goes_on_while_it_is_made(client: openai.AsyncOpenAI, model: Mo
     assert await resume(client, id_) == whole
 
 
+async def test_the_sdk_goes_on_and_puts_it_together(
+    client: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    model.script = lambda _: Plan(deltas=("a", "bc ", "d"))
+    response = await ask(client)
+    async with client.responses.stream(response_id=response.id) as stream:
+        assert (await stream.get_final_response()).output_text == "abc d"
+    async with client.responses.stream(response_id=response.id, starting_after=3) as stream:
+        numbers = [event.sequence_number async for event in stream]
+    assert numbers[0] == 4
+
+
 async def test_what_a_number_may_be(client: openai.AsyncOpenAI) -> None:
     response = await ask(client)
     for wrong in ("-1", "x", "1.5"):

@@ -13,7 +13,7 @@ from turnkeeper.contracts import StoredReply
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import response_id
-from turnkeeper.dialects.openai.items import resolve_items
+from turnkeeper.dialects.openai.items import check_items, resolve_items
 from turnkeeper.dialects.openai.responses.events import OPENED, Fold, Frame, Opened, as_sse
 from turnkeeper.dialects.openai.responses.request import Template, Wanted, no_previous
 from turnkeeper.dialects.openai.responses.shape import (
@@ -134,7 +134,7 @@ async def begin(
     if key is not None and not wanted.store:
         raise InvalidRequest("An Idempotency-Key needs store: true: of this nothing is kept")
     wanted = await _use_template(parts, wanted)
-    items = parts.engine.check_items(await resolve_items(parts, caller, wanted.items))
+    items = check_items(parts, await resolve_items(parts, caller, wanted.items), "input")
     await _check_results(parts, caller, wanted, items)
     if wanted.store:
         return await _take(parts, caller, wanted, items, key)
