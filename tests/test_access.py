@@ -5,10 +5,13 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +45,29 @@ class Site:
 
     def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
-        for name in ("ann", "bob", "root"):
-            admin = ("--admin",) if name == "root" else ()
-            password = ("--password-stdin",) if name == "ann" else ("--no-password",)
-            stdin = PASSWORD + "\n" if name == "ann" else ""
-            turnkeeper(folder, "users", "create", name, *admin, *password, stdin=stdin)
-        self.keys = {
-            name: turnkeeper(folder, "keys", "create", name).strip()
-            for name in ("ann", "bob", "root")
-        }
+        made, self.keys = _peopled()
+        shutil.copy(Path(made.name) / DATABASE, folder)
         self.server = Server(folder, "--model", "eliza", "--auth", "keys", *options, env=env)
 
     def key(self, user: str, *options: str) -> str:
         """Another key."""
         return turnkeeper(self.folder, "keys", "create", user, *options).strip()
+
+
+DATABASE = "turnkeeper.db"
+
+
+@cache
+def _peopled() -> tuple[tempfile.TemporaryDirectory[str], dict[str, str]]:
+    """A folder with a database of these users, and their keys: made once, copied for each test."""
+    made = tempfile.TemporaryDirectory(prefix="turnkeeper-people-")
+    folder, names = Path(made.name), ("ann", "bob", "root")
+    for name in names:
+        admin = ("--admin",) if name == "root" else ()
+        password = ("--password-stdin",) if name == "ann" else ("--no-password",)
+        stdin = PASSWORD + "\n" if name == "ann" else ""
+        turnkeeper(folder, "users", "create", name, *admin, *password, stdin=stdin)
+    return made, {name: turnkeeper(folder, "keys", "create", name).strip() for name in names}
 
 
 @pytest.fixture
