@@ -17,9 +17,10 @@ from bench.measures import FLASK, FLOOR, OURS, Run
 from bench.measures import MEASURES as COMPARISONS
 from bench.report import Results, check_markdown, show, write_markdown
 from bench.servers import BenchError, Place
+from bench.usage import usage_of_a_million
 
 SERVERS = (FLOOR, FLASK, OURS)
-MEASURES = COMPARISONS | {"i": promises}
+MEASURES = COMPARISONS | {"i": promises, "j": usage_of_a_million}
 
 
 class Chosen(click.ParamType[list[str]]):
@@ -41,7 +42,7 @@ class Chosen(click.ParamType[list[str]]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to i.")
+@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to j.")
 @click.option("--servers", type=Chosen(SERVERS), help="Only these of floor,flask,turnkeeper.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: does it run, not how fast.")
@@ -65,13 +66,14 @@ def main(
     d  turns in sessions of 10 to 10,000 messages
     h  pages and forks, of few sessions and messages and of many
     i  what the promises cost: idempotency, checkpoints, detachment
+    j  usage of a million turns
     """
     if page and (wrong := check_markdown(page)):
         raise click.UsageError(wrong)
     servers = servers or list(SERVERS)
     measures = only or list(MEASURES)
     if OURS not in servers:  # only Turnkeeper's cost could depend on what it keeps
-        measures = [measure for measure in measures if measure not in "dhi"]
+        measures = [measure for measure in measures if measure not in "dhij"]
     if "f" in measures and servers == [FLASK]:
         measures.remove("f")  # it holds as many as it has threads
     allow_open_files()

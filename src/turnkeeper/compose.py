@@ -49,6 +49,8 @@ from turnkeeper.stores.sqlite import (
     write_address,
 )
 from turnkeeper.stores.store import Driver, SqlStore
+from turnkeeper.stores.usage import SqlUsage
+from turnkeeper.usage import UsageBook
 from turnkeeper.web.app import Web
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
@@ -173,10 +175,12 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 accounts = await _open_accounts(SqlAccounts(driver), config)
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
-                parts = await _assemble(store, documents, plans, accounts, config)
+                usage = UsageBook(SqlUsage(driver), now=_now)
+                parts = await _assemble(store, documents, plans, accounts, config, usage=usage)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
+            settle_strays = parts.engine.settle_strays
+            keeper = Keeper(store, counts, settle_strays, usage.keep, now=_now)
             keeping = asyncio.create_task(keeper.run())
             try:
                 yield parts
@@ -185,6 +189,7 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 await asyncio.wait({keeping})
                 await parts.engine.drain(0)
                 await keeper.keep_counts()
+                await usage.keep()
                 if accounts is not None:
                     accounts.close()
         finally:
@@ -206,6 +211,8 @@ async def _assemble(
     plans: Plans,
     accounts: Accounts | None,
     config: Config,
+    *,
+    usage: UsageBook,
 ) -> Parts:
     entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
@@ -237,7 +244,7 @@ async def _assemble(
         new_document_id=lambda: new_id(make_document_id),
         new_section_id=lambda: new_id(make_section_id),
     )
-    return Parts(engine, sessions, deployments, library, accounts)
+    return Parts(engine, sessions, deployments, library, usage, accounts)
 
 
 async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:

@@ -26,6 +26,10 @@ LEAP_SECONDS = 60.0  # that a clock may run ahead of the time that has passed
 DISTRUST_SECONDS = 3600.0  # for which nothing expires when it has run ahead further
 
 
+async def _nothing() -> None:
+    pass
+
+
 class Keeper:
     """Deletes sessions after their deployment's idle time-out, settles strays, forgets keys.
 
@@ -37,18 +41,21 @@ class Keeper:
         store: Store,
         counts: Counts,
         settle_strays: Callable[[], Awaitable[int]],
+        keep_usage: Callable[[], Awaitable[None]] = _nothing,
         *,
         now: Callable[[], int],
         tick: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`settle_strays` ends turns that nobody makes, and says how many they were.
+        `keep_usage` adds up what was used.
 
         `now` is the time in ms since 1970; `tick` are seconds that nobody can set.
         """
         self._store = store
         self._counts = counts
         self._settle_strays = settle_strays
+        self._keep_usage = keep_usage
         self._now = now
         self._tick = tick
         self._sleep = sleep
@@ -76,6 +83,7 @@ class Keeper:
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
         await self.keep_counts()
+        await self._keep_usage()
         dropped = STEP if self._believes_clock() else 0
         while dropped == STEP:
             dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP)

@@ -28,6 +28,7 @@ from turnkeeper.errors import (
 from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
+from turnkeeper.usage import UsageBook
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Parts(msgspec.Struct, frozen=True):
     sessions: Sessions
     deployments: Deployments
     library: Library
+    usage: UsageBook
     accounts: Accounts | None = None
 
 

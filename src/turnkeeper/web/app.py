@@ -125,6 +125,8 @@ class Web:
             caller = LOCAL
             if self._access is not None:  # who is not known is not even told what there is
                 caller = await self._access.admit(request, is_open=endpoint.is_open)
+            if caller.name:
+                self._parts.usage.count_request(caller.owner)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:

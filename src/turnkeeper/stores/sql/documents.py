@@ -30,6 +30,7 @@ from turnkeeper.errors import (
 from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.rows import Rows, Transaction
 from turnkeeper.stores.sql.sessions import DELETE_DATA, DELETE_SAID, create_session
+from turnkeeper.stores.sql.usage import record_deleted
 
 # --- Documents ---------------------------------------------------------------------------------
 
@@ -349,8 +350,12 @@ def delete_section(
 
 def _delete_chats(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     """Delete sessions with all that belongs to them; returns the turns that were not over."""
-    yield _DELETE_CHATS + which, (id_,)  # first: that locks them, so that no turn begins there
+    # First: that locks them, so that no turn begins there.
+    chats = yield f"{_DELETE_CHATS}{which} RETURNING id, owner, revision, updated_at", (id_,)
     open_turns = yield _OPEN_TURNS + which, (id_,)
+    for chat in chats:
+        is_open = any(session_id == chat[0] for session_id, _ in open_turns)
+        yield from record_deleted(*chat[:3], is_open=is_open, now=chat[3])
     for statement in (*DELETE_SAID, DELETE_DATA):
         yield statement.replace("= ?", f"IN {which}"), (id_,)
     return [TurnRef(*row) for row in open_turns]

@@ -44,6 +44,7 @@ from turnkeeper.stores.sql.rows import (
     encode_object,
 )
 from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
+from turnkeeper.stores.sql.usage import record_deleted
 
 # --- Reading one -------------------------------------------------------------------------------
 
@@ -417,7 +418,7 @@ def _last_place(
 CLEAR_BY_ID = """
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id
+WHERE owner = ? AND id = ? RETURNING id, owner, revision, updated_at
 """
 CLEAR_BY_ALIAS = CLEAR_BY_ID.replace("AND id = ?", "AND alias = ?")
 OPEN_TURNS_OF_SESSION = """
@@ -434,28 +435,36 @@ DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, _name(session))
-    return (yield from _remove_all_said(rows[0][0])) if rows else []
+    return (yield from _remove_all_said(rows[0])) if rows else []
 
 
-def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
-    """Returns the turns that were not over."""
+def _remove_all_said(session: Row) -> Transaction[Sequence[TurnRef]]:
+    """Returns the turns that were not over.
+
+    `session` is its id, its owner, its revision and when it was last changed.
+    """
+    session_id, owner, revision, at = session
     open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
+    yield from record_deleted(session_id, owner, revision, is_open=bool(open_turns), now=at)
     for statement in DELETE_SAID:
         yield statement, (session_id,)
     return [TurnRef(session_id, number) for (number,) in open_turns]
 
 
-DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, version"
-DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id, version"
+DELETE_BY_ID = """
+DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, owner, revision, updated_at, version
+"""
+DELETE_BY_ALIAS = DELETE_BY_ID.replace("AND id = ?", "AND alias = ?")
 
 
 def delete_session(
     owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, _name(session))
-    id_, version = _only(rows)
+    *session_row, version = _only(rows)
+    id_ = session_row[0]
     _check_stamp(make_stamp(id_, version), if_stamp)
-    open_turns = yield from _remove_all_said(id_)
+    open_turns = yield from _remove_all_said(session_row)
     if open_turns and if_idle:
         raise SessionBusy(
             "A turn of this session is queued or running; try again when it is over",
@@ -477,7 +486,7 @@ WHERE s.id > ? ORDER BY s.id LIMIT ?
 # Someone may have spoken in it since it was found.
 DELETE_IDLE = """
 DELETE FROM sessions WHERE id = ? AND updated_at <= ? AND pinned = 0 AND running IS NULL
-RETURNING id
+RETURNING id, owner, revision, updated_at
 """
 
 
@@ -497,6 +506,6 @@ def find_idle(after: str, limit: int, now: int) -> Transaction[IdlePage]:
 def delete_idle(session_id: str, updated_at: int) -> Transaction[bool]:
     rows = yield DELETE_IDLE, (session_id, updated_at)
     if rows:
-        yield from _remove_all_said(session_id)
+        yield from _remove_all_said(rows[0])
         yield DELETE_DATA, (session_id,)
     return bool(rows)

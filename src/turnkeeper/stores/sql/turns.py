@@ -39,6 +39,7 @@ from turnkeeper.stores.sql.rows import (
     encode_item,
     encode_object,
 )
+from turnkeeper.stores.sql.usage import RECORD_ENDED, entry_of
 
 # --- Beginning a turn --------------------------------------------------------------------------
 
@@ -278,17 +279,19 @@ def get_history(ref: TurnRef, history_weight: int) -> Transaction[tuple[Turn, Hi
 FREE_SLOT = """
 UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
     version = version + 1, updated_at = ?
-WHERE id = ? AND running = ? RETURNING turns
+WHERE id = ? AND running = ? RETURNING turns, owner, revision
 """
 
-LOCK_SESSION = "UPDATE sessions SET version = version + 1, updated_at = ? WHERE id = ?"
+LOCK_SESSION = """
+UPDATE sessions SET version = version + 1, updated_at = ? WHERE id = ? RETURNING owner, revision
+"""
 TURN_STATUS = "SELECT status FROM turns WHERE session_id = ? AND number = ?"
 
 END_TURN = """
 UPDATE turns SET status = ?, model = COALESCE(?, model), finished_at = ?, prompt_tokens = ?,
     completion_tokens = ?, usage_estimated = ?, error_code = ?, error = ?, retry_after = ?,
     messages_sent = ?, messages_dropped = ?, estimated_tokens = ?, summarised = ?
-WHERE session_id = ? AND number = ?
+WHERE session_id = ? AND number = ? RETURNING model, created_at
 """
 
 APPEND_REPLY = """
@@ -324,20 +327,20 @@ def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
     rows = yield FREE_SLOT, (messages, weight, now, ref.session_id, ref.number)
     if not rows:
         return (yield from _end_waiting(ref, ending, now))
-    yield from _close_turn(ref, ending, now)
-    newest = rows[0][0]
+    newest, *whose = rows[0]
+    yield from _close_turn(ref, whose, ending, now)
     return EndedTurn(True, (yield from _start_next(ref)) if newest > ref.number else None)
 
 
 def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
     """End a turn that did not run when we looked, unless it is over."""
-    yield LOCK_SESSION, (now, ref.session_id)
+    session = yield LOCK_SESSION, (now, ref.session_id)
     rows = yield TURN_STATUS, (ref.session_id, ref.number)
     status = rows[0][0] if rows else None
     if status == TurnStatus.RUNNING:  # promoted before we had the lock
         return (yield from end_turn(ref, ending, now))
     if status == TurnStatus.QUEUED:
-        yield from _close_turn(ref, ending, now)
+        yield from _close_turn(ref, session[0], ending, now)
     return EndedTurn(status == TurnStatus.QUEUED)
 
 
@@ -348,11 +351,12 @@ def _stays_in_prompts(ending: Ending) -> bool:
     return ending.status is not TurnStatus.FAILED and ending.text != ""
 
 
-def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
-    """Everything an ending changes but the session's own row."""
+def _close_turn(ref: TurnRef, whose: Row, ending: Ending, now: int) -> Transaction[None]:
+    """Everything an ending changes but the session's own row, of which `whose` is the owner and
+    the revision."""
     place = (ref.session_id, ref.number)
     usage, failure, context = ending.usage, ending.failure, ending.context
-    yield (
+    turns = yield (
         END_TURN,
         (
             ending.status.value,
@@ -367,6 +371,7 @@ def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
             *place,
         ),
     )
+    yield RECORD_ENDED, entry_of(ref, whose, turns[0], ending, now)
     shown = _stays_in_prompts(ending)
     if not shown:
         rows = yield TURN_WEIGHT, place
@@ -416,7 +421,7 @@ SELECT text FROM checkpoints WHERE session_id = ? AND turn = ? ORDER BY position
 SETTLE_SESSION = """
 UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
     version = version + 1
-WHERE id = ?
+WHERE id = ? RETURNING owner, revision
 """
 
 
@@ -441,8 +446,8 @@ def settle_abandoned(now: int) -> Transaction[int]:
     for ref in abandoned:
         ending = yield from _interruption(ref)
         weight = item_weight(Message("assistant", ending.text)) if ending.text else 0
-        yield SETTLE_SESSION, (int(ending.text != ""), weight, ref.session_id)
-        yield from _close_turn(ref, ending, now)
+        rows = yield SETTLE_SESSION, (int(ending.text != ""), weight, ref.session_id)
+        yield from _close_turn(ref, rows[0], ending, now)
     return len(abandoned)
 
 
