@@ -24,7 +24,7 @@ from bench.floor import (
     whole_body,
 )
 from turnkeeper.domain import Turn, TurnRef, TurnStatus
-from turnkeeper.events import Grew
+from turnkeeper.events import Grew, TextDelta
 from turnkeeper.reply import Reply
 
 RUNNING = Turn(TurnRef("", 0), TurnStatus.RUNNING, "bench-model", 0)
@@ -69,10 +69,11 @@ class Detached(Floor):
                 response.raise_for_status()
                 if not request.stream:
                     parsed = READ_ANSWER.decode(await response.read())
-                    reply.append(parsed.choices[0].message.content)
+                    reply.add(TextDelta(parsed.choices[0].message.content))
                     return
                 async for chunk in response.content.iter_any():
-                    reply.append(chunk.decode("latin-1"))  # a reply is text; these are any bytes
+                    text = chunk.decode("latin-1")  # a reply is text; these are any bytes
+                    reply.add(TextDelta(text))
         finally:
             reply.end(COMPLETED)
 

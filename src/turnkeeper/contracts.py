@@ -75,6 +75,10 @@ class NewTurn(msgspec.Struct, frozen=True):
         revisions: those the caller knows already, by id, so that they need not be read.
         kept: what is to be kept with the session from now on; the basis has it already.
         key: the caller's own name for the request.
+        after: the turn that this one answers to, which must be its session's newest but for such
+            as no prompt shows.
+        data: what a dialect wants kept with the turn, in words of its own.
+        bare: a session that has to be created is kept out of lists that do not ask for such.
     """
 
     owner: str
@@ -90,6 +94,9 @@ class NewTurn(msgspec.Struct, frozen=True):
     now: int
     kept: Kept | None = None
     key: IdempotencyKey | None = None
+    after: TurnRef | None = None
+    data: str | None = None
+    bare: bool = False
 
 
 class NewVersion(msgspec.Struct, frozen=True):
@@ -118,14 +125,17 @@ class BegunTurn(msgspec.Struct, frozen=True):
     """A turn that is now stored, `running` or `queued`.
 
     A queued one has no items in its `history` yet: `get_history` gets them when it runs. A
-    running one has as many as its choice's `history_weight` asks for. `ahead` are the numbers of
-    the turns before it that are not over, where the basis says that it interrupts them.
+    running one has as many as its choice's `history_weight` asks for. `owner` is its session's.
+    `ahead` are the numbers of the turns before it that are not over, where the basis says that it
+    interrupts them. `asked` is how many items of its own it answers.
     """
 
     turn: Turn
     history: History
     basis: Basis
+    owner: str
     ahead: Sequence[int] = ()
+    asked: int = 1
 
 
 class NewSession(msgspec.Struct, frozen=True):
@@ -191,11 +201,11 @@ class SessionPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class IdlePage(msgspec.Struct, frozen=True):
-    """Sessions that are to expire, each with the time of its last change; where to go on."""
+class Expired(msgspec.Struct, frozen=True):
+    """How many sessions were deleted in one step, and whether there may be more to delete now."""
 
-    sessions: Sequence[tuple[str, int]]
-    next: str | None
+    sessions: int
+    more: bool
 
 
 class MessagePage(msgspec.Struct, frozen=True):
@@ -225,10 +235,33 @@ class NextTurn(msgspec.Struct, frozen=True):
 
 
 class StoredReply(msgspec.Struct, frozen=True):
-    """A turn as the store has it, with the text of its reply as far as that was stored."""
+    """A turn as the store has it, with the text of its reply as far as that was stored.
+
+    Attributes:
+        items: all that was said in it, in order, also what it answers.
+        data: what a dialect had kept with it; None if nothing.
+        cuts: how the reply came in pieces, where someone counted them.
+    """
 
     turn: Turn
     text: str
+    items: Sequence[KeptItem] = ()
+    data: str | None = None
+    cuts: str | None = None
+
+
+class ItemPage(msgspec.Struct, frozen=True):
+    """Some of a session's items in the order that was asked for; whether there are more beyond."""
+
+    items: Sequence[ListedItem]
+    more: bool
+
+
+class TurnPage(msgspec.Struct, frozen=True):
+    """Some turns that a dialect lists, in the order that was asked for; whether there are more."""
+
+    turns: Sequence[StoredReply]
+    more: bool
 
 
 class Store(Protocol):
@@ -243,14 +276,17 @@ class Store(Protocol):
         """Store the caller's items and a turn over them.
 
         Under a key that has begun a turn before, nothing is stored, and the answer is that turn,
-        which may be gone since.
+        which may have been cleared away since.
 
         The turn takes the next number of its session. It is `running` when no other turn of
         the session is, else `queued`; turns of one session run one at a time, by number.
 
         Raises:
             SessionNotFound: the session is not there, not the owner's, or not of the `scope`.
+            TurnNotFound: the turn of the key is gone, and so is its session.
             DeploymentNotFound: a session would have to be made, and there is no such deployment.
+            NotNewest: something that prompts show has been said since the turn to come `after`.
+            TurnNotFound: there is no such turn to come `after`.
             QueueFull: `queue_limit` turns wait already.
             SessionBusy: another turn is not over, and the basis says to refuse this one then.
             KeyReused: the key was used for another request.
@@ -266,7 +302,9 @@ class Store(Protocol):
         """
         ...
 
-    async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
+    async def checkpoint(
+        self, ref: TurnRef, position: int, text: str, cuts: str | None = None
+    ) -> None:
         """Keep the newest words of a running turn, so that a crash loses only what follows.
 
         `position` counts a turn's checkpoints from 0; together they are its reply so far. The
@@ -281,6 +319,24 @@ class Store(Protocol):
 
         Raises:
             TurnNotFound: it was cleared meanwhile.
+        """
+        ...
+
+    async def get_basis(self, owner: str, session: SessionChoice) -> Basis:
+        """What turns of a session are made on.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def read_history(
+        self, owner: str, before: TurnRef | SessionChoice, history_weight: int
+    ) -> History:
+        """What a prompt could show of a session, or of it up to and with a turn.
+
+        Raises:
+            SessionNotFound, TurnNotFound: no such session or turn, or not the owner's.
         """
         ...
 
@@ -348,7 +404,7 @@ class Store(Protocol):
         self,
         owner: str,
         session: SessionChoice,
-        at: MessageRef | None,
+        at: MessageRef | TurnRef | None,
         new_id: str,
         now: int,
         *,
@@ -356,7 +412,8 @@ class Store(Protocol):
     ) -> Session:
         """Make a session of its own that holds what this one does, up to and with message `at`.
 
-        None is for all of it, but for turns that are not over. The fork has the same revision,
+        A turn is for all that was said in it. None is for all of the session, but for turns that
+        are not over. The fork has the same revision,
         variables, model, title, metadata and config, and shares nothing: neither can change the
         other. It is no section's chat.
         With a key as for `create_session`.
@@ -364,6 +421,87 @@ class Store(Protocol):
         Raises:
             SessionNotFound: as for `get_session`.
             MessageNotFound: `at` is not listed in the session.
+            TurnNotFound: there is no turn `at` in the session.
+            SessionBusy: it is not over.
+        """
+        ...
+
+    async def append_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        items: Sequence[Item],
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Sequence[ListedItem]:
+        """Store items at the end of a session, without a turn.
+
+        Under a key that has stored items before, the answer is those that are left of them.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+            KeyReused: the key was used for another request.
+        """
+        ...
+
+    async def page_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: tuple[int, int] | None,
+        limit: int,
+        newest_first: bool,
+    ) -> ItemPage:
+        """The next items of a session behind a place, of whatever kind and state.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+        """
+        ...
+
+    async def get_item(self, owner: str, place: MessageRef) -> ListedItem:
+        """An item of a session, of whatever kind and state.
+
+        Raises:
+            SessionNotFound: as for `get_session`.
+            MessageNotFound: there is nothing at that place.
+        """
+        ...
+
+    async def delete_item(self, owner: str, place: MessageRef, now: int) -> Session:
+        """Remove an item for good; the answer is its session as it is then.
+
+        Raises:
+            SessionNotFound, MessageNotFound: as for `get_item`.
+            SessionBusy: it belongs to a turn that is not over.
+        """
+        ...
+
+    async def page_turns(
+        self, owner: str, *, after: TurnRef | None, limit: int, newest_first: bool
+    ) -> TurnPage:
+        """The owner's next turns of `bare` sessions, in order of creation."""
+        ...
+
+    async def set_turn_data(self, owner: str, ref: TurnRef, data: str, now: int) -> None:
+        """Keep this with a turn in place of what its dialect had kept with it.
+
+        Raises:
+            TurnNotFound: no such turn of the owner's, or nothing was kept with it.
+        """
+        ...
+
+    async def delete_turn(self, owner: str, ref: TurnRef, now: int, *, keep_items: bool) -> None:
+        """Remove what a dialect had kept with a turn; and all of the turn, unless `keep_items`.
+
+        A session in which nothing is left then goes with it, if it was made for the turn: it has
+        no alias, title, metadata or config, and is no section's chat.
+
+        Raises:
+            TurnNotFound: no such turn of the owner's, or nothing was kept with it.
+            SessionBusy: it is not over.
         """
         ...
 
@@ -543,19 +681,22 @@ class Store(Protocol):
         """
         ...
 
-    async def find_idle(self, after: str, limit: int, now: int) -> IdlePage:
-        """Look through the next `limit` sessions, of all owners, for those that are to expire.
+    async def expire(self, limit: int, now: int) -> Expired:
+        """Delete sessions that have outlived the time their blueprint gives them, some at a time.
 
-        They are those whose blueprint has an `idle_timeout` and that have not changed for so
-        long, are not pinned, and in which no turn runs. `after` is "" at first.
+        They are those, of all owners, that have not changed for `idle_timeout` or were made
+        `max_age` ago, are not pinned, and in which no turn runs. At most `limit` are looked at,
+        and no more deleted than a turn may well wait for.
         """
         ...
 
-    async def delete_idle(self, session_id: str, updated_at: int) -> bool:
-        """Delete a session as `delete_session` does, unless something has happened in it since.
+    async def give_back_space(self) -> bool:
+        """Give a little of the space that deleted rows have left back to the disk.
+
+        Some is kept for what comes. Where the database does this by itself, nothing happens.
 
         Returns:
-            Whether it was deleted.
+            Whether there is more to give back.
         """
         ...
 
@@ -792,7 +933,8 @@ class Provider(Protocol):
     def stream(self, prompt: Prompt) -> AsyncIterator[Sequence[ProviderEvent]]:
         """Ask the model. Yields what arrived together, together; ends when the reply is whole.
 
-        A reply that ends normally had at least one `TextDelta`. Closing the iterator stops the
+        A reply that ends normally had at least one `TextDelta`, `RefusalDelta` or `ToolCallDelta`.
+        Closing the iterator stops the
         call at once and leaves no connection open that still carries the reply.
 
         Raises:

@@ -167,26 +167,60 @@ def _is_alias(text: str) -> bool:
 # --- Items: what a session keeps, in order -----------------------------------------------------
 
 
-class Message(msgspec.Struct, frozen=True, tag="message"):
-    """Words of one speaker. `role` is `user`, `assistant` or `system`."""
-
-    role: str
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
-    """The model asks for a function; `arguments` is the JSON text it wrote, kept exactly."""
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
+    """A picture by its address or as a data URI: passed on as it is, never fetched by us."""
+
+    url: str
+    detail: str | None = None
+
+
+class RefusalPart(msgspec.Struct, frozen=True, tag="refusal"):
+    """Words by which a model declines to answer, where its provider tells them apart."""
+
+    text: str
+
+
+Part = TextPart | ImagePart | RefusalPart
+
+
+class Message(msgspec.Struct, frozen=True, tag="message", omit_defaults=True):
+    """Words of one speaker. `role` is `user`, `assistant`, `system` or `developer`.
+
+    `parts` is what it consists of, in order, where that is more than `text`, which is then all
+    the words among them.
+    """
+
+    role: str
+    text: str
+    parts: tuple[Part, ...] = ()
+
+
+class ToolCall(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
+    """The model asks for a function; `arguments` is the JSON text it wrote, kept exactly.
+
+    Where the tool is `custom`, they are the one string that it takes.
+    """
 
     call_id: str
     name: str
     arguments: str
+    custom: bool = False
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
-    """What the client's function gave back for the call of the same `call_id`."""
+class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", omit_defaults=True):
+    """What the client's function gave back for the call of the same `call_id`.
+
+    `parts` as in a `Message`.
+    """
 
     call_id: str
     output: str
+    custom: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 class Reasoning(msgspec.Struct, frozen=True, tag="reasoning"):
@@ -195,7 +229,13 @@ class Reasoning(msgspec.Struct, frozen=True, tag="reasoning"):
     text: str
 
 
-Item = Message | ToolCall | ToolResult | Reasoning
+class Compaction(msgspec.Struct, frozen=True, tag="compaction"):
+    """What a model has told of a conversation, in whose place its client has put it."""
+
+    text: str
+
+
+Item = Message | ToolCall | ToolResult | Reasoning | Compaction
 
 
 class KeptItem(msgspec.Struct, frozen=True):
@@ -236,15 +276,42 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 ITEM_OVERHEAD = 16  # bytes a provider's framing of one item costs, about four tokens
+IMAGE_WEIGHT = 4096  # bytes that a picture counts for: about a thousand tokens, as most models do
 
 
 def item_weight(item: Item) -> int:
     """How much room an item takes in a prompt: its UTF-8 bytes and a little for its framing."""
     match item:
-        case Message(text=text) | Reasoning(text=text) | ToolResult(output=text):
+        case Message(text=text, parts=()) | Reasoning(text=text) | Compaction(text=text):
             return len(text.encode()) + ITEM_OVERHEAD
+        case Message(text=text, parts=parts) | ToolResult(output=text, parts=parts):
+            images = sum(isinstance(part, ImagePart) for part in parts)
+            return len(text.encode()) + images * IMAGE_WEIGHT + ITEM_OVERHEAD
         case ToolCall(name=name, arguments=arguments):
             return len(name.encode()) + len(arguments.encode()) + ITEM_OVERHEAD
+
+
+def counts_as_message(item: Item) -> bool:
+    """The seeds count user and assistant messages with text, nothing else."""
+    return isinstance(item, Message) and item.role in ("user", "assistant") and item.text != ""
+
+
+def texts_of(item: Item) -> list[str]:
+    """Every text that an item is kept with."""
+    match item:
+        case Message(role=role, text=text, parts=parts):
+            return [role, text, *map(_text_of_part, parts)]
+        case ToolCall(call_id=call_id, name=name, arguments=arguments):
+            return [call_id, name, arguments]
+        case ToolResult(call_id=call_id, output=output, parts=parts):
+            return [call_id, output, *map(_text_of_part, parts)]
+        case Reasoning(text=text) | Compaction(text=text):
+            return [text]
+
+
+def _text_of_part(part: Part) -> str:
+    """A picture is no text: its data URI may be long, and is of no other letters."""
+    return "" if isinstance(part, ImagePart) else part.text
 
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -285,11 +352,17 @@ class TurnStatus(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one turn. `estimated` when the provider did not count them itself."""
+    """Tokens of one turn. `estimated` when the provider did not count them itself.
+
+    Of the prompt's, `cached_tokens` were remembered by the provider; of the reply's,
+    `reasoning_tokens` were thought and not said; 0 where it does not say.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     estimated: bool = False
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -313,8 +386,15 @@ class Context(msgspec.Struct, frozen=True):
     summarised: bool = False  # a summary stood for what was dropped
 
 
+# Why a model stopped: it was done, had said as much as it may, calls tools, or was filtered.
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
 class Turn(msgspec.Struct, frozen=True):
-    """One user message and the reply to it, as stored."""
+    """One user message and the reply to it, as stored.
+
+    `finish` is why the model stopped; None before that, and where it did not say.
+    """
 
     ref: TurnRef
     status: TurnStatus
@@ -324,6 +404,7 @@ class Turn(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     failure: Failure | None = None
     context: Context | None = None
+    finish: Finish | None = None
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -332,6 +413,9 @@ class Ending(msgspec.Struct, frozen=True):
     Attributes:
         checkpointed: some of the text was kept while it was made, and can go now.
         model: the one that made the reply, if another than was asked first; None if not.
+        items: all that the reply consists of, in order, where that is more than its text.
+        finish: why the model stopped.
+        cuts: how the reply came in pieces (`reply.Reply.cuts`), where someone counted them.
         first_delta: ms from the message to the first word; None if there was none.
     """
 
@@ -342,6 +426,9 @@ class Ending(msgspec.Struct, frozen=True):
     context: Context | None = None
     checkpointed: bool = False
     model: str | None = None
+    items: tuple[Item, ...] = ()
+    finish: Finish | None = None
+    cuts: str | None = None
     first_delta: int | None = None
 
 
@@ -366,6 +453,7 @@ TopP = Annotated[float, Meta(gt=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
 StopText = Annotated[str, Meta(min_length=1, max_length=200)]
 ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
+Seconds = Annotated[int, Meta(ge=1, le=3_153_600_000)]  # a century at most
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -378,6 +466,63 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 AS_IT_IS = Sampling()
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call and the client runs.
+
+    Attributes:
+        parameters: a JSON schema of its arguments, as the client gave it.
+        strict: whether the model must keep to that; None is as the provider does by itself.
+        custom: it takes one string, of whatever form, and no schema.
+    """
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    strict: bool | None = None
+    custom: bool = False
+
+
+class ChosenTool(msgspec.Struct, frozen=True):
+    """The one tool that the model is to call."""
+
+    name: str
+
+
+class JsonFormat(msgspec.Struct, frozen=True):
+    """The reply is to be JSON: of that `schema`, or any object where there is none."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: Mapping[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a caller asks of one turn beside its words. It goes before what the session has.
+
+    Attributes:
+        instructions: in place of the blueprint's system message; None leaves that.
+        tool_choice: None is as the model does by itself.
+        reply_format: None for plain text.
+        reasoning_effort: as the provider names it.
+        overflow: as in a `Blueprint`; None leaves that.
+        extra: what else the provider is sent, as it is, by its own names.
+    """
+
+    sampling: Sampling = AS_IT_IS
+    instructions: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    reply_format: JsonFormat | None = None
+    reasoning_effort: str | None = None
+    overflow: Literal["truncate", "summarise", "error"] | None = None
+    extra: Mapping[str, Any] = {}
+
+
+NO_OPTIONS = Options()
 
 
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -402,6 +547,7 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         on_disconnect: what becomes of a turn when the last client that waits for it goes away.
         concurrency: what happens to a message while a reply is made in its session.
         idle_timeout: seconds without a change after which a session is deleted; None for never.
+        max_age: seconds from its creation after which it is deleted; None for never.
     """
 
     system_message: str = ""
@@ -417,7 +563,8 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     unused_variables: Literal["tell", "ignore"] = "tell"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     concurrency: Literal["queue", "reject", "interrupt"] = "queue"
-    idle_timeout: Annotated[int, Meta(ge=1, le=3_153_600_000)] | None = None
+    idle_timeout: Seconds | None = None
+    max_age: Seconds | None = None
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -504,6 +651,7 @@ class Session(msgspec.Struct, frozen=True):
         version: another one after every change to the session or what was said in it.
         section, document: the section whose chat it is, and the document that is in.
         config, context_documents: what its client keeps with it.
+        end_user: the one it belongs to, if an application made it for one.
     """
 
     id: str
@@ -526,6 +674,7 @@ class Session(msgspec.Struct, frozen=True):
     document: str | None
     config: Mapping[str, Any]
     context_documents: Sequence[str]
+    end_user: str | None = None
 
     @property
     def stamp(self) -> str:
@@ -746,11 +895,16 @@ class ModelChoice(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """What a model is asked: its id, the items it is shown in order, how to choose its words."""
+    """What a model is asked: its id, the items it is shown in order, how to choose its words.
+
+    Of the `options` the provider obeys the tools, the form of the reply, and what is extra; the
+    rest is in the other attributes.
+    """
 
     model: str
     items: tuple[Item, ...]
     sampling: Sampling = AS_IT_IS
+    options: Options = NO_OPTIONS
 
 
 # --- Users -------------------------------------------------------------------------------------
@@ -855,6 +1009,22 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 # --- Owners ------------------------------------------------------------------------------------
+
+END_USER_LENGTH = 256
+
+
+def check_end_user(text: str) -> str:
+    """`text` itself, if an application may call one of its users so.
+
+    Raises:
+        InvalidRequest
+    """
+    if not (0 < len(text) <= END_USER_LENGTH and text.isprintable() and text == text.strip()):
+        raise InvalidRequest(
+            f"The name of an end user has 1 to {END_USER_LENGTH} characters that can be printed,"
+            " without spaces around it"
+        )
+    return text
 
 
 def make_owner(user: str, end_user: str | None = None) -> str:

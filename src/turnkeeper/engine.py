@@ -14,24 +14,39 @@ from functools import partial
 import msgspec
 
 from turnkeeper import prompt
-from turnkeeper.contracts import Background, BegunTurn, NewTurn, NewVersion, Store
+from turnkeeper.contracts import (
+    Background,
+    BegunTurn,
+    NewTurn,
+    NewVersion,
+    Store,
+    StoredReply,
+    TurnPage,
+)
 from turnkeeper.domain import (
+    NO_OPTIONS,
     Basis,
     ById,
     History,
     IdempotencyKey,
+    Item,
     Kept,
+    KeptItem,
     Message,
     MessageRef,
     Model,
     ModelChoice,
+    Options,
     Sampling,
     SessionChoice,
     Turn,
     TurnRef,
     TurnStatus,
     check_text,
+    counts_as_message,
+    is_for,
     item_weight,
+    texts_of,
 )
 from turnkeeper.errors import (
     BlankMessage,
@@ -128,11 +143,48 @@ class Engine:
             TurnNotFound: the turn of that key is gone.
         """
         message = self.check_message(text)
-        weight = item_weight(message)
+        return await self.take_items(
+            owner,
+            session,
+            (message,),
+            model=model,
+            options=NO_OPTIONS if sampling is None else Options(sampling),
+            scope=scope,
+            kept=kept,
+            key=key,
+        )
+
+    async def take_items(
+        self,
+        owner: str,
+        session: SessionChoice | None,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        scope: str | None = None,
+        kept: Kept | None = None,
+        after: TurnRef | None = None,
+        data: str | None = None,
+        bare: bool = False,
+        key: IdempotencyKey | None = None,
+    ) -> Taken:
+        """As `take_turn`, for any items, also none, that `check_item` has passed.
+
+        `options` hold for this turn only. With `after` it must come right behind that turn.
+        `data` is kept with the turn for the dialect that gave it. A session that has to be made
+        is `bare` if it stays out of lists.
+
+        Raises:
+            NotNewest: something was said since the turn that it is to come `after`.
+            TurnNotFound: there is no such turn; or the turn of that key is gone.
+            And as `take_turn`.
+        """
+        weight = prompt.weigh(items)
         asked = self.check_model(model)
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
-            return self._plans.make(basis, asked, sampling).choose(weight, total_weight)
+            return self._plans.make(basis, asked, options).choose(weight, total_weight)
 
         new = NewTurn(
             owner=owner,
@@ -140,7 +192,7 @@ class Engine:
             new_id=self._new_id(),
             deployment=self._policy.deployment,
             scope=scope,
-            items=(message,),
+            items=items,
             model=asked,
             choose=choose,
             queue_limit=self._policy.queue_limit,
@@ -148,8 +200,11 @@ class Engine:
             now=self._now(),
             kept=kept,
             key=key,
+            after=after,
+            data=data,
+            bare=bare,
         )
-        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, sampling)
+        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, options)
 
     async def answer_anew(
         self,
@@ -249,7 +304,7 @@ class Engine:
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_version(new)
 
-        return await self._begin(new.owner, begin, new.model, None)
+        return await self._begin(new.owner, begin, new.model, NO_OPTIONS)
 
     async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
         """One reply to a deployment's prompt alone, of which nothing is kept.
@@ -270,9 +325,8 @@ class Engine:
         prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
-        task = self._loop.create_task(self._maker.make(work, History((), 0, 0)))
-        self._passing.add(task)
-        task.add_done_callback(self._passing.discard)
+        making = self._maker.make(work, History((), 0, 0))
+        task = self._note_passing(self._loop.create_task(making))
         try:
             await task
         except asyncio.CancelledError:
@@ -280,6 +334,87 @@ class Engine:
                 raise
             raise ServerStopping("The server is stopping; try again in a moment") from None
         return work.reply.text
+
+    async def answer_unkept(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        before: TurnRef | SessionChoice | None = None,
+        verbatim: bool = False,
+    ) -> Reply:
+        """Have items answered, and keep nothing of it; it stops when nobody follows any more.
+
+        They stand behind what was said in the session `before`, or up to that turn. With
+        `verbatim` the model is shown nothing else, also if that seems too much for it.
+
+        Raises:
+            UnknownModel, SessionNotFound, TurnNotFound, ContextTooLong, ServerStopping,
+            StoreUnavailable.
+        """
+        self._check_open()
+        asked = self.check_model(model)
+        if verbatim and options.instructions is None:
+            options = msgspec.structs.replace(options, instructions="")
+        plan = self._plans.make(await self._basis(owner, before), asked, options)
+        first, weight = plan.candidates[0], prompt.weigh(items)
+        history = History((), 0, 0)
+        if before is not None:
+            history = await self._store.read_history(owner, before, first.room)
+        if not verbatim:
+            plan.choose(weight, history.total_weight + weight)
+        ref = TurnRef(self._new_id(), 1)
+        turn = Turn(ref, TurnStatus.RUNNING, first.offer.model.id, self._now())
+        reply = Reply(owner, turn, len(items))
+        self._note_passing(self._lives.play_unkept(reply, plan, _behind(history, items)))
+        return reply
+
+    async def _basis(self, owner: str, session: TurnRef | SessionChoice | None) -> Basis:
+        """What a turn in a session is made on, or in a new one."""
+        if session is None:
+            found = await self._store.get_deployment(self._policy.deployment)
+            return Basis(found.revision, {}, None)
+        if isinstance(session, TurnRef):
+            session = ById(session.session_id)
+        return await self._store.get_basis(owner, session)
+
+    def _note_passing(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+        return task
+
+    async def read_turn(self, owner: str, ref: TurnRef) -> StoredReply:
+        """A turn as the store has it, with all that was said in it.
+
+        Raises:
+            TurnNotFound: no such turn, or someone else's.
+        """
+        return await self._store.get_turn(owner, ref)
+
+    async def page_turns(
+        self, owner: str, *, after: TurnRef | None, limit: int, newest_first: bool
+    ) -> TurnPage:
+        """The owner's turns in bare sessions; see `Store.page_turns`."""
+        return await self._store.page_turns(
+            owner, after=after, limit=limit, newest_first=newest_first
+        )
+
+    async def set_turn_data(self, owner: str, ref: TurnRef, data: str) -> None:
+        """Keep something else with a turn for its dialect. Raises TurnNotFound."""
+        await self._store.set_turn_data(owner, ref, data, self._now())
+
+    async def delete_turn(self, owner: str, ref: TurnRef, *, keep_items: bool) -> None:
+        """Remove what is kept with a turn, and unless `keep_items` what was said in it.
+
+        A turn that is not over is stopped first.
+
+        Raises:
+            TurnNotFound: no such turn, someone else's, or nothing is kept with it.
+        """
+        await self.cancel_turn(owner, ref)
+        await self._store.delete_turn(owner, ref, self._now(), keep_items=keep_items)
 
     async def follow_turn(self, owner: str, ref: TurnRef) -> Reply:
         """A turn's reply: live while it is made here, else as the store has it.
@@ -289,7 +424,7 @@ class Engine:
         """
         for pause in _LOOKS:
             reply = self._lives.find(ref)
-            if reply is not None and reply.owner == owner:
+            if reply is not None and is_for(owner, reply.owner):
                 return reply
             # Before the look in the store: what begins meanwhile would be there, and not here.
             may_begin = self._lives.beginning
@@ -297,7 +432,7 @@ class Engine:
             if stored.turn.status.terminal or not may_begin:
                 break
             await asyncio.sleep(pause)
-        return Reply.stored(owner, _as_ended(stored.turn), stored.text)
+        return Reply.stored(owner, _as_ended(stored.turn), stored.text, stored.items, stored.cuts)
 
     async def follow_session(
         self, owner: str, session: SessionChoice, after: tuple[int, int | None] | None
@@ -400,6 +535,22 @@ class Engine:
             )
         return Message("user", check_text(text, "message"))
 
+    def check_items(self, items: Sequence[Item]) -> tuple[Item, ...]:
+        """Items as they may be kept.
+
+        Raises:
+            MessageTooLong, InvalidRequest: one of them cannot.
+        """
+        limit = self._policy.message_limit
+        for item in items:
+            for text in texts_of(item):
+                if len(text) > limit:
+                    raise MessageTooLong(
+                        f"A message has {len(text)} characters; {limit} are allowed"
+                    )
+                check_text(text, "input")
+        return tuple(items)
+
     def check_model(self, model: str | None) -> str | None:
         """The id that a model is listed by; None for None.
 
@@ -416,15 +567,27 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
 
-    async def _begin(
-        self, owner: str, begin: Begin, model: str | None, sampling: Sampling | None
-    ) -> Taken:
+    async def _begin(self, owner: str, begin: Begin, model: str | None, options: Options) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(owner, begin, model, sampling)
+        found = await self._lives.begin(begin, model, options)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)
+
+
+def _behind(history: History, items: tuple[Item, ...]) -> History:
+    """The history with items that come after it, as one turn."""
+    number = history.items[-1].turn + 1 if history.items else 1
+    kept = [
+        KeptItem(number, position, item, item_weight(item)) for position, item in enumerate(items)
+    ]
+    messages = sum(counts_as_message(item) for item in items)
+    return History(
+        (*history.items, *kept),
+        history.total_weight + prompt.weigh(items),
+        history.message_count + messages,
+    )
 
 
 def _as_ended(turn: Turn) -> Turn:

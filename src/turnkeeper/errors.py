@@ -37,6 +37,7 @@ logged whole, answered with little.
     │   ├── PreconditionFailed  the session or document is not any more as the caller knows it
     │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── NotRetryable        the turn is not over, went well, or was tried again already
+    │   ├── NotNewest           something else was said since the turn that is answered to
     │   ├── KeyReused           the idempotency key belongs to another request
     │   ├── QueueFull           too many turns already wait in this session
     │   └── ServerStopping
@@ -216,6 +217,10 @@ class SessionBusy(Refused):
 
 class NotRetryable(Refused):
     code = "not_retryable"
+
+
+class NotNewest(Refused):
+    code = "not_newest"
 
 
 class KeyReused(Refused):

@@ -16,12 +16,16 @@ from turnkeeper.contracts import Background, BegunTurn, Store
 from turnkeeper.domain import (
     Ending,
     Failure,
+    Finish,
     History,
+    Item,
+    Options,
     Revision,
-    Sampling,
+    ToolCall,
     Turn,
     TurnRef,
     TurnStatus,
+    storable,
 )
 from turnkeeper.errors import (
     ContextTooLong,
@@ -87,15 +91,13 @@ class Lives:
 
     # --- From outside --------------------------------------------------------------------------
 
-    async def begin(
-        self, owner: str, begin: Begin, model: str | None, sampling: Sampling | None
-    ) -> Reply | TurnRef:
+    async def begin(self, begin: Begin, model: str | None, options: Options) -> Reply | TurnRef:
         """Start a life; returns its reply once it is stored, or the turn that had been before.
 
-        `model` and `sampling` are what the caller asked for. Raises what `begin` raises.
+        `model` and `options` are what the caller asked for. Raises what `begin` raises.
         """
         begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(owner, begin, model, sampling, begun))
+        self._spawn(self._live(begin, model, options, begun))
         return await begun
 
     @property
@@ -157,10 +159,9 @@ class Lives:
 
     async def _live(
         self,
-        owner: str,
         begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
         model: str | None,
-        sampling: Sampling | None,
+        options: Options,
         begun: asyncio.Future[Reply | TurnRef],
     ) -> None:
         self._beginning += 1
@@ -178,8 +179,8 @@ class Lives:
             return
         ref, basis = stored.turn.ref, stored.basis
         self._remember(basis.revision)
-        plan = self._plans.make(basis, model, sampling)
-        reply = Reply(owner, stored.turn)
+        plan = self._plans.make(basis, model, options)
+        reply = Reply(stored.owner, stored.turn, stored.asked)
         if plan.blueprint.on_disconnect == "cancel":
             reply.on_abandoned = lambda: self.stop(ref, TurnStatus.CANCELLED)
         life = self._by_ref[ref] = _Life(reply, plan, share=len(self._by_ref) % _SHARES)
@@ -203,17 +204,27 @@ class Lives:
 
     async def _play(self, life: "_Life", stored: BegunTurn) -> Ending:
         """Wait for the turn's place, make the reply, and say how that ended, whatever happened."""
-        reply, history = life.reply, stored.history
+        ref = life.reply.turn.ref
+        if ref in self._cancelled:
+            self._cancelled.remove(ref)
+            return Ending(TurnStatus.CANCELLED, "")
+        return await self._make(life, self._prepare(life, stored))
+
+    async def _prepare(self, life: "_Life", stored: BegunTurn) -> History:
+        """What was said up to the turn, once its place has come."""
+        history = stored.history
+        if stored.turn.status is TurnStatus.QUEUED:
+            history = await self._await_place(life)
+        if stored.basis.section is not None:  # as it is now, not when the turn was queued
+            life.passage = await self._background(stored.basis.section)
+        return history
+
+    async def _make(self, life: "_Life", prepared: Awaitable[History]) -> Ending:
+        """Make the reply once its history is there, and say how that ended, whatever happened."""
+        reply = life.reply
         status, failure = TurnStatus.FAILED, None
         try:
-            if reply.turn.ref in self._cancelled:
-                self._cancelled.remove(reply.turn.ref)
-                return Ending(TurnStatus.CANCELLED, "")
-            if stored.turn.status is TurnStatus.QUEUED:
-                history = await self._await_place(life)
-            if stored.basis.section is not None:  # as it is now, not when the turn was queued
-                life.passage = await self._background(stored.basis.section)
-            await self._maker.make(life, history)
+            await self._maker.make(life, await prepared)
             status = TurnStatus.COMPLETED
         except asyncio.CancelledError:
             status = life.stopped_as or TurnStatus.INTERRUPTED
@@ -232,7 +243,29 @@ class Lives:
             life.context,
             checkpointed=life.checkpointed,
             model=life.model,
+            items=_finished_items(life, status),
+            finish=_finish(life),
+            cuts=reply.cuts(),
         )
+
+    def play_unkept(self, reply: Reply, plan: Plan, history: History) -> asyncio.Task[None]:
+        """Make a reply of which nothing is kept; it is stopped when nobody follows it any more."""
+
+        async def play() -> None:
+            life = _Life(reply, plan, share=0)
+            ending = await self._make(life, _at_once(history))
+            if ending.status is TurnStatus.INTERRUPTED and not self.stopping:
+                ending = msgspec.structs.replace(ending, status=TurnStatus.CANCELLED)
+            reply.end(_ended(reply.turn, ending, self._now()), ending.items)
+
+        def see_to_end(_: asyncio.Task[None]) -> None:
+            if reply.ended is None:  # it was stopped before it had begun
+                reply.lose()
+
+        task = self._loop.create_task(play())
+        task.add_done_callback(see_to_end)
+        reply.on_abandoned = task.cancel
+        return task
 
     async def _await_place(self, life: "_Life") -> History:
         ref, plan = life.reply.turn.ref, life.plan
@@ -280,10 +313,12 @@ class Lives:
 
     async def _checkpoint(self, life: "_Life") -> None:
         """What cannot be kept now is part of the next one: checkpoints have no gaps."""
-        ref, length, text = life.reply.turn.ref, life.reply.length, life.reply.since(life.kept)
+        reply = life.reply
+        ref, length, text = reply.turn.ref, reply.length, reply.since(life.kept)
+        deltas, cut = reply.deltas, reply.cuts(life.cut)
         try:
-            await self._store.checkpoint(ref, life.checkpoints, text)
-            life.kept = length
+            await self._store.checkpoint(ref, life.checkpoints, text, cut)
+            life.kept, life.cut = length, deltas
             life.checkpoints += 1
         except StoreUnavailable:
             pass  # the store has said so, and that once
@@ -323,7 +358,7 @@ class Lives:
             self._give_place(ended.promoted.ref)
         if not ended.stored:  # it was cleared meanwhile
             ending = Ending(TurnStatus.CANCELLED, reply.text)
-        reply.end(_ended(reply.turn, ending, now))
+        reply.end(_ended(reply.turn, ending, now), ending.items)
 
     def _lose(self, reply: Reply) -> None:
         self._by_ref.pop(reply.turn.ref, None)
@@ -344,6 +379,7 @@ class _Life(Work):
         "checkpointed",
         "checkpointing",
         "checkpoints",
+        "cut",
         "kept",
         "place",
         "settled",
@@ -363,16 +399,53 @@ class _Life(Work):
         self.settled = False
         self.checkpoints = 0  # how many hold the first `kept` characters of the reply
         self.kept = 0
+        self.cut = 0  # the deltas whose lengths they have, where someone counts them
         self.checkpointing = False
         self.checkpointed = False  # at least one was tried
 
 
 def _plainer(ending: Ending) -> Ending:
     """The ending without what may have been too odd to store, the text last of all."""
-    if ending.usage is not None or ending.context is not None:
-        return msgspec.structs.replace(ending, usage=None, context=None)
+    if ending.usage is not None or ending.context is not None or ending.cuts is not None:
+        return msgspec.structs.replace(ending, usage=None, context=None, cuts=None)
     failure = Failure("internal_error", "The server failed to store this reply")
     return Ending(TurnStatus.FAILED, "", None, failure, None, ending.checkpointed)
+
+
+async def _at_once(history: History) -> History:
+    return history
+
+
+def _finished_items(life: _Life, status: TurnStatus) -> tuple[Item, ...]:
+    """What the reply consists of, if more than text; of a custom tool's arguments, its string."""
+    items = life.reply.items(with_calls=status is TurnStatus.COMPLETED)
+    custom = {tool.name for tool in life.plan.options.tools if tool.custom}
+    if not custom:
+        return items
+    return tuple(
+        _as_custom(item) if isinstance(item, ToolCall) and item.name in custom else item
+        for item in items
+    )
+
+
+def _as_custom(call: ToolCall) -> ToolCall:
+    """A custom tool is offered as a function with one string; some models write it bare."""
+    try:
+        text = msgspec.json.decode(call.arguments, type=_Input).input
+    except (ValueError, RecursionError):
+        text = call.arguments
+    return ToolCall(call.call_id, call.name, storable(text), custom=True)
+
+
+class _Input(msgspec.Struct):
+    input: str
+
+
+def _finish(life: _Life) -> Finish | None:
+    """Some providers say that a model has just stopped when it calls tools."""
+    if life.finish == "stop" and life.reply.calls_tools:
+        return "tool_calls"
+    return life.finish
 
 
 def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
@@ -384,4 +457,5 @@ def _ended(turn: Turn, ending: Ending, now: int) -> Turn:
         usage=ending.usage,
         failure=ending.failure,
         context=ending.context,
+        finish=ending.finish,
     )

@@ -18,6 +18,7 @@ from turnkeeper.contracts import Provider, Store
 from turnkeeper.counts import Counts
 from turnkeeper.domain import (
     Context,
+    Finish,
     History,
     Item,
     KeptItem,
@@ -27,7 +28,16 @@ from turnkeeper.domain import (
     Usage,
 )
 from turnkeeper.errors import ProviderError
-from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.events import (
+    Finished,
+    ProviderEvent,
+    ReasoningDelta,
+    RefusalDelta,
+    ReplyDelta,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from turnkeeper.plans import Candidate, Plan
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply
@@ -47,9 +57,25 @@ class Work:
         asked: the model that was shown it.
         model: the one that is asked now, if it is not the first.
         usage: what was spent up to now, as far as anyone knows.
+        finish: why the model stopped, if it said so.
+        length: characters of all that came: words, thoughts, arguments.
+        is_countable: what the model was shown is made of words alone, whose tokens tell how it
+            counts.
     """
 
-    __slots__ = ("asked", "context", "model", "passage", "plan", "reply", "usage", "weight")
+    __slots__ = (
+        "asked",
+        "context",
+        "finish",
+        "is_countable",
+        "length",
+        "model",
+        "passage",
+        "plan",
+        "reply",
+        "usage",
+        "weight",
+    )
 
     def __init__(self, reply: Reply, plan: Plan) -> None:
         self.reply = reply
@@ -60,10 +86,13 @@ class Work:
         self.asked = ""
         self.model: str | None = None
         self.usage: Usage | None = None
+        self.finish: Finish | None = None
+        self.length = 0
+        self.is_countable = True
 
     def has_words(self) -> bool:
         """Whether any of the reply has come."""
-        return self.reply.length > 0
+        return self.reply.deltas > 0
 
     def spend(self, usage: Usage) -> None:
         """Add what a call used."""
@@ -98,7 +127,7 @@ class Maker:
         Raises:
             ProviderError: none could, or the one that began broke off.
         """
-        reply, plan = work.reply, work.plan
+        plan = work.plan
         candidates = plan.able(history.total_weight)
         for number, candidate in enumerate(candidates, 1):
             model = candidate.offer.model.id
@@ -107,7 +136,7 @@ class Maker:
             try:
                 await self._answer(work, candidate, history)
             except ProviderError as error:
-                if reply.length or number == len(candidates):
+                if work.has_words() or number == len(candidates):
                     raise
                 # That it rests was logged when it began.
                 level = logging.DEBUG if error.code == "provider_resting" else logging.WARNING
@@ -126,7 +155,7 @@ class Maker:
                 raise
             sent = work.weight
             self._correct(candidate, sent, error)
-            if work.reply.length or work.plan.blueprint.overflow == "error":
+            if work.has_words() or work.plan.overflow == "error":
                 raise
             smaller = work.plan.refit(candidate, sent, self._counts)
             asked = await self._show(work, smaller, history)
@@ -151,9 +180,9 @@ class Maker:
         plan, room, frame = work.plan, candidate.room, work.plan.frame
         if work.passage is not None:
             frame = _with_passage(plan, work.passage, room, history)
-            room -= prompt.weigh(frame) - plan.frame_weight
+            room -= plan.weigh(frame) - plan.frame_weight
         sent, summarised = prompt.fit(history, room), False
-        if plan.blueprint.overflow == "summarise" and history.total_weight > room:
+        if plan.overflow == "summarise" and history.total_weight > room:
             told = await self._summarise(work, candidate, history, room)
             if told is not None:
                 sent, text = told
@@ -165,12 +194,14 @@ class Maker:
             sent,
             candidate.bytes_per_token,
             frame=frame,
-            frame_weight=plan.frame_weight if frame is plan.frame else prompt.weigh(frame),
+            frame_weight=plan.weigh(frame),
             sampling=plan.sampling,
+            options=plan.options,
             summarised=summarised,
         )
         work.asked, work.context = candidate.offer.model.id, shown.context
         work.weight = shown.weight
+        work.is_countable = not shown.has_images
         return shown.prompt
 
     async def _summarise(
@@ -203,7 +234,7 @@ class Maker:
                 hopeless = not error.retryable or guard.model_rests
                 wished = error.retry_after or 0.0
                 last = attempt == provider.attempts or wished > policy.patience
-                if work.reply.length or hopeless or last:
+                if work.has_words() or hopeless or last:
                     raise
                 pause = wished * (1 + jitter() / 4) or delay * (0.5 + jitter())
                 log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
@@ -215,24 +246,27 @@ class Maker:
     async def _listen(self, work: Work, stream: AsyncIterator[Sequence[ProviderEvent]]) -> None:
         """Take in one call's reply. However it ends, what it used is added to the work."""
         reply, used = work.reply, None
+        work.finish = None
         failed_at_once = False
         try:
             async with aclosing(stream) as events_together:  # type: ignore[type-var]
                 async for events in events_together:
                     for event in events:
                         match event:
-                            case TextDelta(text=text):
-                                reply.append(text)
-                                self._check_length(reply)
+                            case TextDelta() | RefusalDelta() | ReasoningDelta() | ToolCallDelta():
+                                reply.add(event)
+                                self._check_length(work, event)
                             case UsageReport(usage=reported):
                                 used = reported
+                            case Finished(reason=reason):
+                                work.finish = reason
                             case _:
                                 assert_never(event)
         except ProviderError:
-            failed_at_once = not reply.length
+            failed_at_once = not work.has_words()
             raise
         finally:
-            if used is not None:
+            if used is not None and work.is_countable:
                 self._counts.learn(work.asked, work.weight, used.prompt_tokens)
             if used is not None or not failed_at_once:
                 work.spend(used or self._estimate_usage(work))
@@ -244,10 +278,12 @@ class Maker:
         completion = int(size / rate) + 1 if size else 0
         return Usage(work.context.estimated_tokens, completion, estimated=True)
 
-    def _check_length(self, reply: Reply) -> None:
+    def _check_length(self, work: Work, delta: ReplyDelta) -> None:
         """A model that never stops must not fill memory and disk."""
+        text = delta.arguments if isinstance(delta, ToolCallDelta) else delta.text
+        work.length += len(text)
         limit = self._policy.reply_limit
-        if reply.length > limit:
+        if work.length > limit:
             raise ProviderError(
                 "provider_malformed", f"the reply is longer than {limit} characters"
             )
@@ -255,7 +291,7 @@ class Maker:
 
 def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> tuple[Item, ...]:
     """What the prompt begins with, and of the passage what fits beside the history."""
-    keep_all = plan.blueprint.overflow == "error"
+    keep_all = plan.overflow == "error"
     budget = prompt.allowance(room, history, keep_all=keep_all)
     text = prompt.describe_passage(passage, budget)
     return prompt.put_in_front(plan.frame, text) if text else plan.frame
@@ -268,4 +304,6 @@ def _add(before: Usage | None, more: Usage) -> Usage:
         before.prompt_tokens + more.prompt_tokens,
         before.completion_tokens + more.completion_tokens,
         before.estimated or more.estimated,
+        before.cached_tokens + more.cached_tokens,
+        before.reasoning_tokens + more.reasoning_tokens,
     )

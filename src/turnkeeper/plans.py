@@ -1,16 +1,21 @@
 """How a turn is to be made: from what its session is based on, and the models there are. Pure."""
 
+from typing import Literal
+
 import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.blueprint import fill_in, sampling_of
 from turnkeeper.counts import Counts
 from turnkeeper.domain import (
+    AS_IT_IS,
+    NO_OPTIONS,
     Basis,
     Blueprint,
     ChatConfig,
     Item,
     ModelChoice,
+    Options,
     Sampling,
 )
 from turnkeeper.offers import Offer, Offers
@@ -40,6 +45,9 @@ class Plan(msgspec.Struct, frozen=True):
     Attributes:
         candidates: one at least; each is asked if the one before cannot make a reply.
         frame: what every prompt begins with.
+        frame_weight: of that, and of what the options send along.
+        overflow: what happens when the session no longer fits; see `Blueprint`.
+        options: what the caller asks of this turn alone.
     """
 
     candidates: tuple[Candidate, ...]
@@ -47,6 +55,8 @@ class Plan(msgspec.Struct, frozen=True):
     frame_weight: int
     sampling: Sampling
     blueprint: Blueprint
+    overflow: Literal["truncate", "summarise", "error"]
+    options: Options = NO_OPTIONS
 
     def choose(self, weight: int, total_weight: int) -> ModelChoice:
         """The model for a turn over items of `weight`; its session has `total_weight` with them.
@@ -56,7 +66,7 @@ class Plan(msgspec.Struct, frozen=True):
                 blueprint says not to leave anything out.
         """
         first = self.candidates[0]
-        is_all_wanted = self.blueprint.overflow == "error"
+        is_all_wanted = self.overflow == "error"
         wanted = total_weight if is_all_wanted else weight
         prompt.check_room(first.offer.model, first.room, wanted, first.bytes_per_token)
         return ModelChoice(first.offer.model.id, first.room)
@@ -67,10 +77,16 @@ class Plan(msgspec.Struct, frozen=True):
         Where nothing may be left out, those to fall back on that have no room for all of it
         are passed over.
         """
-        if self.blueprint.overflow != "error":
+        if self.overflow != "error":
             return self.candidates
         first, *others = self.candidates
         return (first, *(other for other in others if other.room >= total_weight))
+
+    def weigh(self, frame: tuple[Item, ...]) -> int:
+        """What a prompt weighs that begins with `frame`, before anything is said."""
+        if frame is self.frame:
+            return self.frame_weight
+        return prompt.weigh(frame) + prompt.weigh_options(self.options)
 
     def refit(self, refused: Candidate, sent: int, counts: Counts) -> Candidate:
         """The candidate with less room, after it has refused a prompt of weight `sent`."""
@@ -89,11 +105,11 @@ class Plans:
         self._version = counts.version
         self._shared: dict[tuple[str, str | None], Plan] = {}
 
-    def make(self, basis: Basis, model: str | None = None, over: Sampling | None = None) -> Plan:
-        """The plan for a session; `model` and what `over` says go before what it has itself."""
+    def make(self, basis: Basis, model: str | None = None, options: Options = NO_OPTIONS) -> Plan:
+        """The plan for a session; `model` and `options` go before what it has itself."""
         wanted = model or basis.model
-        if basis.variables or basis.config is not None or over is not None:
-            return self._make(basis, wanted, over)
+        if basis.variables or basis.config is not None or options is not NO_OPTIONS:
+            return self._make(basis, wanted, options)
         if self._version != self.counts.version:  # what fits into a window has changed
             self._version = self.counts.version
             self._shared.clear()
@@ -102,10 +118,10 @@ class Plans:
         if plan is None:
             if len(self._shared) >= _REMEMBERED:
                 self._shared.clear()
-            plan = self._shared[key] = self._make(basis, wanted, None)
+            plan = self._shared[key] = self._make(basis, wanted, NO_OPTIONS)
         return plan
 
-    def _make(self, basis: Basis, wanted: str | None, over: Sampling | None) -> Plan:
+    def _make(self, basis: Basis, wanted: str | None, options: Options) -> Plan:
         blueprint = basis.revision.blueprint
         frame: tuple[Item, ...] = fill_in(blueprint, basis.variables)
         sampling = sampling_of(blueprint)
@@ -113,8 +129,10 @@ class Plans:
             instructions = instructions_of(basis.config)
             frame = prompt.put_in_front(frame, instructions) if instructions else frame
             sampling = _override(sampling, Sampling(basis.config.temperature))
-        weight = prompt.weigh(frame)
-        sampling = _override(sampling, over)
+        if options.instructions is not None:
+            frame = prompt.with_system(frame, options.instructions)
+        weight = prompt.weigh(frame) + prompt.weigh_options(options)
+        sampling = _override(sampling, options.sampling)
         fitted = _with_limit(blueprint, sampling)
         first, *others = [
             _candidate(offer, fitted, weight, self.counts)
@@ -124,7 +142,8 @@ class Plans:
         candidates = [
             msgspec.structs.replace(other, room=min(other.room, first.room)) for other in others
         ]
-        return Plan((first, *candidates), frame, weight, sampling, blueprint)
+        overflow = options.overflow or blueprint.overflow
+        return Plan((first, *candidates), frame, weight, sampling, blueprint, overflow, options)
 
     def _candidates(self, blueprint: Blueprint, wanted: str | None) -> list[Offer]:
         """The first of the wanted model, the blueprint's and the server's; then those to fall
@@ -152,8 +171,8 @@ def instructions_of(config: ChatConfig) -> str:
     return (config.instructions or config.detailed_instructions or "").strip()
 
 
-def _override(sampling: Sampling, over: Sampling | None) -> Sampling:
-    if over is None:
+def _override(sampling: Sampling, over: Sampling) -> Sampling:
+    if over is AS_IT_IS:
         return sampling
     return Sampling(
         sampling.temperature if over.temperature is None else over.temperature,

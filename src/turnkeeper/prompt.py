@@ -11,6 +11,7 @@ import msgspec
 from turnkeeper.domain import (
     AS_IT_IS,
     ITEM_OVERHEAD,
+    NO_OPTIONS,
     Blueprint,
     Context,
     History,
@@ -18,11 +19,13 @@ from turnkeeper.domain import (
     KeptItem,
     Message,
     Model,
+    Options,
     OutlineEntry,
     Passage,
     Place,
     Prompt,
     Sampling,
+    ToolCall,
     ToolResult,
     item_weight,
 )
@@ -75,6 +78,7 @@ class Shown(msgspec.Struct, frozen=True):
     prompt: Prompt
     context: Context
     weight: int
+    has_images: bool = False
 
 
 def fit(history: History, room: int) -> tuple[KeptItem, ...]:
@@ -96,6 +100,7 @@ def show(
     frame: tuple[Item, ...] = (),
     frame_weight: int = 0,
     sampling: Sampling = AS_IT_IS,
+    options: Options = NO_OPTIONS,
     summarised: bool = False,
 ) -> Shown:
     """The prompt for the newest turn of `history`, of which `sent` is shown.
@@ -106,17 +111,61 @@ def show(
     if weight < history.total_weight:
         dropped = history.message_count - sum(map(_is_message, sent))
     weight += frame_weight
-    prompt = Prompt(model, (*frame, *[kept.item for kept in sent]), sampling)
+    items = [kept.item for kept in sent]
+    if not all(type(item) is Message for item in items):
+        items = pair(items)
+    has_images = any(item.parts for item in items if isinstance(item, Message | ToolResult))
+    prompt = Prompt(model, (*frame, *items), sampling, options)
     context = Context(
         messages_sent=len(sent),
         messages_dropped=dropped,
         estimated_tokens=int(weight / bytes_per_token),
         summarised=summarised,
     )
-    return Shown(prompt, context, weight)
+    return Shown(prompt, context, weight, has_images)
+
+
+def pair(items: Sequence[Item]) -> list[Item]:
+    """The items without calls that have no result, and results that answer no call.
+
+    No model takes a conversation with either. A call may wait for its result for ever: its
+    client has gone, or somebody has said something else since.
+    """
+    called = {item.call_id for item in items if isinstance(item, ToolCall)}
+    answered = {item.call_id for item in items if isinstance(item, ToolResult)}
+    paired: list[Item] = []
+    asked: dict[str, int] = {}  # calls not answered yet, by where they stand
+    for item in items:
+        if isinstance(item, ToolCall) and item.call_id not in answered:
+            continue
+        if isinstance(item, ToolResult):
+            if item.call_id not in called or asked.pop(item.call_id, None) is None:
+                continue
+        elif isinstance(item, ToolCall):
+            asked[item.call_id] = len(paired)
+        paired.append(item)
+    unanswered = set(asked.values())  # their results stand before them
+    return [item for place, item in enumerate(paired) if place not in unanswered]
 
 
 # --- What is put before the history ------------------------------------------------------------
+
+
+def weigh_options(options: Options) -> int:
+    """What the tools and the form of the reply take of the room: their JSON, about."""
+    if not options.tools and options.reply_format is None:
+        return 0
+    return len(msgspec.json.encode((options.tools, options.reply_format)))
+
+
+def with_system(frame: tuple[Item, ...], text: str) -> tuple[Item, ...]:
+    """`frame` with `text` for its system message."""
+    match frame:
+        case (Message(role="system"), *rest):
+            frame = tuple(rest)
+        case _:
+            pass
+    return (Message("system", text), *frame) if text else frame
 
 
 def put_in_front(frame: tuple[Item, ...], text: str) -> tuple[Item, ...]:
@@ -231,7 +280,7 @@ def _one_line(title: str) -> str:
 
 def _is_message(kept: KeptItem) -> bool:
     """Whether it is one of those that `History.message_count` counts."""
-    return isinstance(kept.item, Message) and kept.item.role != "system"
+    return isinstance(kept.item, Message) and kept.item.role in ("user", "assistant")
 
 
 def _newest_that_fit(history: History, room: int) -> tuple[KeptItem, ...]:
@@ -240,22 +289,39 @@ def _newest_that_fit(history: History, room: int) -> tuple[KeptItem, ...]:
     quarter = max(room // 4, 1)
     dropped = -(-(history.total_weight - room) // quarter) * quarter
     unread = history.total_weight - _weight(items)
-    sent = items[_turn_after(items, dropped - unread) :]
-    calls = next((i for i, kept in enumerate(sent) if not isinstance(kept.item, ToolResult)), 0)
-    return sent[calls:]  # no result whose call went with the turn before
+    sent = items[_turn_after(items, dropped - unread, _exchanges(items)) :]
+    if _weight(sent) > room:  # one long chain of calls: its beginning has to go
+        sent = items[_turn_after(items, dropped - unread, _turns(items)) :]
+    return sent
 
 
 def _weight(items: Sequence[KeptItem]) -> int:
     return sum([kept.weight for kept in items])
 
 
-def _turn_after(items: Sequence[KeptItem], dropped: int) -> int:
-    """Where the oldest whole turn begins before which `dropped` lies; the newest if none does."""
-    before, newest = 0, 0
-    for index, kept in enumerate(items):
-        if kept.position == 0:
-            newest = index
-            if before >= dropped:
-                break
-        before += kept.weight
-    return newest
+def _turn_after(items: Sequence[KeptItem], dropped: int, starts: Sequence[int]) -> int:
+    """The first of the `starts` before which `dropped` lies; the last if none is."""
+    before, last = 0, 0
+    for start in starts:
+        before += _weight(items[last:start])
+        last = start
+        if before >= dropped:
+            break
+    return last
+
+
+def _turns(items: Sequence[KeptItem]) -> list[int]:
+    """Where turns begin; the newest stays with the one before if it has that one's results."""
+    starts = [index for index, kept in enumerate(items) if kept.position == 0]
+    if len(starts) > 1 and isinstance(items[starts[-1]].item, ToolResult):
+        starts.pop()
+    return starts
+
+
+def _exchanges(items: Sequence[KeptItem]) -> list[int]:
+    """Where turns begin that do not go on with the one before: no result goes without its call."""
+    return [
+        index
+        for index, kept in enumerate(items)
+        if kept.position == 0 and not (index and isinstance(kept.item, ToolResult))
+    ]

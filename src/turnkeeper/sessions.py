@@ -11,11 +11,12 @@ import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.blueprint import find_deployment
-from turnkeeper.contracts import Made, MessagePage, NewSession, SessionPage, Store
+from turnkeeper.contracts import ItemPage, Made, MessagePage, NewSession, SessionPage, Store
 from turnkeeper.domain import (
     Basis,
     ChatConfig,
     IdempotencyKey,
+    Item,
     Kept,
     ListedItem,
     Message,
@@ -81,9 +82,16 @@ class Sessions:
         self._new_id = new_id
 
     async def create(
-        self, owner: str, request: SessionRequest, *, key: IdempotencyKey | None = None
+        self,
+        owner: str,
+        request: SessionRequest,
+        *,
+        items: Sequence[Item] = (),
+        key: IdempotencyKey | None = None,
     ) -> Made[Session]:
         """A new session, of the newest revision of its deployment.
+
+        `items` come behind the messages of the request.
 
         Raises:
             DeploymentNotFound, UnknownModel, KeyReused
@@ -92,7 +100,9 @@ class Sessions:
             ContextTooLong: the prompt alone, with these variables, is larger than the model's
                 window.
         """
-        new = msgspec.structs.replace(self.draft(owner, request), key=key)
+        draft = self.draft(owner, request)
+        said = (*draft.items, *self._engine.check_items(items))
+        new = msgspec.structs.replace(draft, items=said, key=key)
         session = await self._store.create_session(new)
         return Made(session, repeated=session.id != new.id)
 
@@ -199,14 +209,16 @@ class Sessions:
         self,
         owner: str,
         session: SessionChoice,
-        at: MessageRef | None,
+        at: MessageRef | TurnRef | None,
         *,
         key: IdempotencyKey | None = None,
     ) -> Made[Session]:
-        """A session of its own that holds what this one does, up to message `at`.
+        """A session of its own that holds what this one does, up to a message or a turn.
 
         Raises:
             SessionNotFound, MessageNotFound, KeyReused
+            TurnNotFound: the turn is not in the session.
+            SessionBusy: it is not over.
         """
         id_ = self._new_id()
         fork = await self._store.fork_session(owner, session, at, id_, self._now(), key=key)
@@ -234,6 +246,49 @@ class Sessions:
             await self.get(owner, session, scope=scope)
         gone = await self._store.delete_session(owner, session, if_stamp=if_stamp)
         self._engine.stop_gone(gone)
+
+    async def add_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        items: Sequence[Item],
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Sequence[ListedItem]:
+        """Put items at the end of a session, which nobody answers; one at least.
+
+        Raises:
+            SessionNotFound, MessageTooLong, InvalidRequest, KeyReused
+        """
+        said = self._engine.check_items(items)
+        return await self._store.append_items(owner, session, said, self._now(), key=key)
+
+    async def page_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: MessageRef | None,
+        limit: int,
+        newest_first: bool,
+    ) -> ItemPage:
+        """Items of a session in either order; see `Store.page_items`."""
+        return await self._store.page_items(
+            owner, session, after=_place(after), limit=limit, newest_first=newest_first
+        )
+
+    async def get_item(self, owner: str, place: MessageRef) -> ListedItem:
+        """An item of a session. Raises SessionNotFound, MessageNotFound."""
+        return await self._store.get_item(owner, place)
+
+    async def delete_item(self, owner: str, place: MessageRef) -> Session:
+        """Remove an item for good; its session as it is then.
+
+        Raises:
+            SessionNotFound, MessageNotFound
+            SessionBusy: it belongs to a turn that is not over.
+        """
+        return await self._store.delete_item(owner, place, self._now())
 
     async def list_words(self, owner: str, ref: TurnRef) -> Sequence[ListedItem]:
         """What was said in a turn, listed or not; see `Store.list_words`."""

@@ -13,6 +13,7 @@ from turnkeeper import prompt
 from turnkeeper.contracts import Store
 from turnkeeper.counts import Counts
 from turnkeeper.domain import (
+    Compaction,
     KeptItem,
     Message,
     Place,
@@ -25,7 +26,15 @@ from turnkeeper.domain import (
     Usage,
 )
 from turnkeeper.errors import ProviderError, StoreUnavailable
-from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.events import (
+    Finished,
+    ProviderEvent,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from turnkeeper.plans import Candidate
 
 log = logging.getLogger(__name__)
@@ -137,11 +146,13 @@ class _Call:
 
     def _take(self, event: ProviderEvent) -> None:
         match event:
-            case TextDelta(text=text):
+            case TextDelta(text=text) | RefusalDelta(text=text):
                 self._chunks.append(text)
                 self.size += len(text.encode())
             case UsageReport(usage=usage):
                 self.used = usage
+            case ReasoningDelta() | ToolCallDelta() | Finished():
+                pass
             case _:
                 assert_never(event)
 
@@ -189,6 +200,8 @@ def _line(kept: KeptItem) -> str:
             return f"assistant calls {name}: {arguments}"
         case ToolResult(output=output):
             return f"result: {output}"
+        case Compaction(text=text):
+            return f"before this: {text}"
         case Reasoning():
             return ""
         case _:

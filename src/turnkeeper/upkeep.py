@@ -19,6 +19,7 @@ from turnkeeper.command import count, on_database, print_json, safe, with_json
 from turnkeeper.contracts import Store
 from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.domain import (
+    Compaction,
     Item,
     ListedItem,
     Message,
@@ -240,13 +241,15 @@ def _role(item: Item) -> str:
             return "tool result"
         case Reasoning():
             return "reasoning"
+        case Compaction():
+            return "summary"
         case _:
             assert_never(item)
 
 
 def _text(item: Item) -> str:
     match item:
-        case Message(text=text) | Reasoning(text=text):
+        case Message(text=text) | Reasoning(text=text) | Compaction(text=text):
             return text
         case ToolCall(arguments=arguments):
             return arguments

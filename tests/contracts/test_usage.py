@@ -9,7 +9,16 @@ import pytest
 from tests.contracts.test_store import NOW, a_turn, completed, publish
 from turnkeeper.compose import open_driver
 from turnkeeper.contracts import BegunTurn, UsageBy
-from turnkeeper.domain import ById, Ending, SessionChoice, Sums, TurnRef, TurnStatus, Usage
+from turnkeeper.domain import (
+    Blueprint,
+    ById,
+    Ending,
+    SessionChoice,
+    Sums,
+    TurnRef,
+    TurnStatus,
+    Usage,
+)
 from turnkeeper.histograms import Spread
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.stores.usage import SqlUsage
@@ -201,12 +210,13 @@ async def test_usage_outlives_what_was_said(store: SqlStore, usage: SqlUsage) ->
     await store.delete_session("ann", ById(early.session_id))
     await fold(usage)
     await store.clear_session("ann", ById(late.session_id), NOW)
-    idle = await take(store)
-    [session] = [s for s in await store.list_sessions("ann") if s.id == idle.session_id]
-    assert await store.delete_idle(session.id, NOW + DAY_MS)
-    assert await turns(usage, "ann", "deployment") == {"default": 3}
+    await publish(store, "brief", Blueprint(idle_timeout=60))
+    ref = await begin(store, deployment="brief")
+    await store.end_turn(ref, completed("hello"), NOW + SECOND)
+    assert (await store.expire(10, NOW + DAY_MS)).sessions == 1
+    assert await turns(usage, "ann", "deployment") == {"default": 2, "brief": 1}
     await fold(usage)
-    assert await turns(usage, "ann", "deployment") == {"default": 3}
+    assert await turns(usage, "ann", "deployment") == {"default": 2, "brief": 1}
 
 
 async def test_a_turn_that_is_deleted_while_open_counts_as_cancelled_and_once(

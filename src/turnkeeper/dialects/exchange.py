@@ -16,7 +16,7 @@ import msgspec
 from turnkeeper.accounts import Accounts
 from turnkeeper.contracts import Made
 from turnkeeper.deployments import Deployments
-from turnkeeper.domain import Caller, IdempotencyKey
+from turnkeeper.domain import Caller, IdempotencyKey, check_end_user
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
@@ -28,6 +28,7 @@ from turnkeeper.errors import (
 from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
+from turnkeeper.sse import KEEP_ALIVE
 from turnkeeper.usage import UsageBook
 from turnkeeper.validation import explain
 
@@ -86,6 +87,19 @@ class Call(msgspec.Struct, frozen=True):
         """Whether the reply is to be sent while it is made; `asked` is what the body says."""
         return asked or "text/event-stream" in self.header(b"accept")
 
+    def on_behalf_of(self, end_user: str | None) -> "Call":
+        """The call, made for one of its caller's own users, as a dialect's body may say; or None.
+
+        What the caller was already made for, by header or token, goes before it.
+
+        Raises:
+            InvalidRequest: no end user can be called so.
+        """
+        if end_user is None or self.who.end_user is not None or self.who.session is not None:
+            return self
+        who = acting_for(self.who, end_user)
+        return msgspec.structs.replace(self, caller=who.owner, who=who)
+
     def key(self) -> IdempotencyKey | None:
         """The caller's own name for this request; None if it was given none.
 
@@ -100,6 +114,15 @@ class Call(msgspec.Struct, frozen=True):
                 f"Idempotency-Key must be 1 to {_KEY_LENGTH} visible characters of ASCII"
             )
         return IdempotencyKey(self.caller, given.decode(), tell_apart(self.line, self.body))
+
+
+def acting_for(caller: Caller, end_user: str) -> Caller:
+    """A caller, who now acts for one of its own users and sees no other's.
+
+    Raises:
+        InvalidRequest: no end user can be called so.
+    """
+    return msgspec.structs.replace(caller, end_user=check_end_user(end_user))
 
 
 _KEY_LENGTH = 255
@@ -158,12 +181,14 @@ class Following(Protocol):
 class EventStream(msgspec.Struct, frozen=True):
     """A response that follows what goes on: server-sent events, each made by `encode`.
 
-    `follow` opens the place that is followed from; whoever calls it closes that.
+    `follow` opens the place that is followed from; whoever calls it closes that. What `encode`
+    makes nothing of is not sent. `keep_alive` is sent when nothing else was for a while.
     """
 
     follow: Callable[[], Following]
     encode: Callable[[Any], bytes]
     headers: Headers
+    keep_alive: bytes = KEEP_ALIVE
 
 
 Outcome = Answer | LongAnswer | EventStream
@@ -349,6 +374,7 @@ STATUSES: dict[str, int] = {
     "method_not_allowed": 405,
     "request_timeout": 408,
     "turn_cancelled": 409,
+    "not_newest": 409,
     "not_retryable": 409,
     "session_busy": 409,
     "deployment_exists": 409,

@@ -18,9 +18,18 @@ from turnkeeper.dialects.exchange import (
     encode_json,
     headers_of,
 )
-from turnkeeper.domain import Failure, Turn
+from turnkeeper.domain import Failure, ToolCall, Turn
 from turnkeeper.errors import InvalidRequest, ProviderError
-from turnkeeper.events import Ended, Grew, ReplyEvent, Started, TurnEvent
+from turnkeeper.events import (
+    Ended,
+    Grew,
+    ReasoningDelta,
+    RefusalDelta,
+    ReplyEvent,
+    Started,
+    ToolCallDelta,
+    TurnEvent,
+)
 from turnkeeper.following import SessionFollower
 from turnkeeper.reply import Reply, Taken
 from turnkeeper.sse import encode_event
@@ -105,6 +114,10 @@ def encode_for(session_id: str, reply_key: str | None = None, prefix: str = "") 
             case Started(turn=turn):
                 started = {"turn_id": turn.ref.id, "session_id": session_id, "model": turn.model}
                 return encode_event(encode_json(started), "turn.started", f"{prefix}0")
+            case ReasoningDelta(text=text):  # no character of the reply, so it moves no id
+                return encode_event(b'{"text":%b}' % encode_json(text), "reasoning.delta")
+            case RefusalDelta() | ToolCallDelta():  # told as text, and at the end
+                return b""
             case Ended(turn=turn, text=text):
                 data = _ending(event, session_id)
                 if reply_key is not None and "response" in data:
@@ -125,7 +138,14 @@ def _ending(event: Ended, session_id: str) -> dict[str, Any]:
         data["retryable"] = is_retryable(turn.failure)
     else:
         data |= {"response": event.text, "usage": encode_usage(turn)}
+    if calls := [item for item in event.items if isinstance(item, ToolCall)]:
+        data["tool_calls"] = [encode_call(call) for call in calls]
     return data | ({"response": event.text, "replace": True} if event.replace else {})
+
+
+def encode_call(call: ToolCall) -> dict[str, Any]:
+    """A tool that the model asks its client to run."""
+    return {"id": call.call_id, "name": call.name, "arguments": call.arguments}
 
 
 def encode_turn(turn: Turn) -> dict[str, Any]:

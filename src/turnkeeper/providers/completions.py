@@ -13,18 +13,37 @@ import msgspec
 from turnkeeper import sse
 from turnkeeper.domain import (
     AS_IT_IS,
+    NO_OPTIONS,
+    ChosenTool,
+    Compaction,
+    Finish,
+    ImagePart,
     Item,
+    JsonFormat,
     Message,
+    Options,
+    Part,
     Prompt,
     Reasoning,
+    RefusalPart,
     Sampling,
+    TextPart,
+    Tool,
     ToolCall,
     ToolResult,
     Usage,
     storable,
 )
 from turnkeeper.errors import ProviderError
-from turnkeeper.events import ProviderEvent, TextDelta, UsageReport
+from turnkeeper.events import (
+    Finished,
+    ProviderEvent,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from turnkeeper.providers.faults import Words, parse_json
 
 _MOST_TOKENS = 2**53  # a count from here on is none, and no database holds it
@@ -47,6 +66,8 @@ def encode_request(prompt: Prompt, max_tokens: str = "max_tokens") -> bytes:
     }
     if prompt.sampling is not AS_IT_IS:
         body |= _sampling(prompt.sampling, max_tokens)
+    if prompt.options is not NO_OPTIONS:
+        body = {**prompt.options.extra, **body, **_wishes(prompt.options)}
     return msgspec.json.encode(body)
 
 
@@ -58,32 +79,122 @@ def _sampling(sampling: Sampling, max_tokens: str) -> dict[str, Any]:
         max_tokens: sampling.max_tokens,
         "stop": list(sampling.stop) or None,
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    return _said(wanted)
+
+
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _wishes(options: Options) -> dict[str, Any]:
+    tools = [_tool(tool) for tool in options.tools]
+    choice = options.tool_choice
+    if isinstance(choice, ChosenTool):
+        wanted: Any = {"type": "function", "function": {"name": choice.name}}
+    else:
+        wanted = choice
+    return _said(
+        {
+            "tools": tools or None,
+            "tool_choice": wanted if tools else None,
+            "parallel_tool_calls": options.parallel_tool_calls if tools else None,
+            "response_format": _reply_format(options.reply_format),
+            "reasoning_effort": options.reasoning_effort,
+        }
+    )
+
+
+# What a tool that takes one string is offered to the model as.
+ONE_STRING = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": ONE_STRING if tool.custom else tool.parameters,
+        "strict": tool.strict,
+    }
+    return {"type": "function", "function": _said(function)}
+
+
+def _reply_format(wanted: JsonFormat | None) -> dict[str, Any] | None:
+    if wanted is None:
+        return None
+    if wanted.schema is None:
+        return {"type": "json_object"}
+    schema = {
+        "name": wanted.name or "reply",
+        "description": wanted.description,
+        "schema": wanted.schema,
+        "strict": wanted.strict,
+    }
+    return {"type": "json_schema", "json_schema": _said(schema)}
 
 
 def _chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items as messages; calls of tools join the assistant's words that stand before them."""
     messages: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] | None = None  # of the newest message, while calls follow
     for item in items:
         match item:
-            case Message(role=role, text=text):
-                messages.append({"role": role, "content": text})
-                calls = None
+            case Message():
+                messages.append(_chat_message(item))
             case ToolCall():
-                if calls is None:
-                    calls = []
-                    messages.append({"role": "assistant", "content": None, "tool_calls": calls})
-                calls.append(_tool_call(item))
-            case ToolResult(call_id=call_id, output=output):
-                messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
-                calls = None
+                _calls_of_last(messages).append(_tool_call(item))
+            case ToolResult(call_id=call_id):
+                content = _content(item.output, item.parts)
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+            case Compaction(text=text):
+                messages.append({"role": "system", "content": _TOLD + text})
             case Reasoning():
                 pass
     return messages
 
 
+_TOLD = "What was said in this conversation before, in short:\n"
+# Newer names that only their inventor's endpoint knows.
+_ROLES = {"developer": "system"}
+
+
+def _chat_message(message: Message) -> dict[str, Any]:
+    role = _ROLES.get(message.role, message.role)
+    match message.parts:
+        case (RefusalPart(text=refusal),):
+            return {"role": role, "content": None, "refusal": refusal}
+        case _:
+            return {"role": role, "content": _content(message.text, message.parts)}
+
+
+def _content(text: str, parts: tuple[Part, ...]) -> Any:
+    return [_part(part) for part in parts] if parts else text
+
+
+def _part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text=text) | RefusalPart(text=text):
+            return {"type": "text", "text": text}
+        case ImagePart(url=url, detail=detail):
+            return {"type": "image_url", "image_url": _said({"url": url, "detail": detail})}
+
+
+def _calls_of_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a call goes: to the last message, if that is the assistant's, or one made for it."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": None})
+    calls: list[dict[str, Any]] = messages[-1].setdefault("tool_calls", [])
+    return calls
+
+
 def _tool_call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
+    arguments = call.arguments
+    if call.custom:
+        arguments = msgspec.json.encode({"input": arguments}).decode()
+    function = {"name": call.name, "arguments": arguments}
     return {"id": call.call_id, "type": "function", "function": function}
 
 
@@ -91,7 +202,22 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 class _Delta(msgspec.Struct, gc=False):
+    """What has come; of reasoning, providers have two names."""
+
     content: Any = None  # text, as a rule
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+
+    @property
+    def is_plain(self) -> bool:
+        return (
+            self.refusal is None
+            and self.reasoning_content is None
+            and self.reasoning is None
+            and self.tool_calls is None
+        )
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -162,26 +288,32 @@ class IncomingReply:
         self._fault: ProviderError | None = None
         self._finished = False  # the model said why it stopped: the text is whole
         self._has_events = False
-        self._has_text = False
+        self._has_words = False
+        self._calls: dict[int, int] = {}  # from their numbers at the provider to ours
         self.done = False
         self.over = False
 
     def feed(self, data: bytes) -> list[ProviderEvent]:
         """What these bytes say; a fault among them comes out of `check`, after what preceded it."""
         texts: list[str] = []
+        events: list[ProviderEvent] = []
         usage: Any = None
         for chunk in self._chunks(data):
             if chunk.choices:
-                self._take(chunk.choices, texts)
+                self._take(chunk.choices, texts, events)
             usage = chunk.usage or usage
-        events: list[ProviderEvent] = []
-        if texts:
-            self._has_text = True
-            events.append(TextDelta(storable("".join(texts))))
+        self._put_text(texts, events)
         report = _usage_report(usage) if usage is not None else None
         if report is not None:
             events.append(report)
         return events
+
+    def _put_text(self, texts: list[str], events: list[ProviderEvent]) -> None:
+        """What was said up to here is one event, before whatever else comes."""
+        if texts:
+            self._has_words = True
+            events.append(TextDelta(storable("".join(texts))))
+            texts.clear()
 
     def lose(self, fault: ProviderError) -> None:
         """The connection is gone. That matters unless the model had said that it was finished."""
@@ -200,7 +332,7 @@ class IncomingReply:
             raise self._words.fault("provider_malformed", "answered with no event stream")
         if not (self.done or self._finished):
             raise self._words.fault("provider_cut_off", "ended its reply in the middle")
-        if not self._has_text:
+        if not self._has_words:
             raise self._words.fault("provider_empty_reply", "replied without a word")
 
     def _fail(self, fault: ProviderError) -> None:
@@ -246,14 +378,69 @@ class IncomingReply:
             return None
         return chunk
 
-    def _take(self, choices: list[_Choice], texts: list[str]) -> None:
+    def _take(self, choices: list[_Choice], texts: list[str], events: list[ProviderEvent]) -> None:
         for choice in choices:
             if choice.index != 0:  # one was asked for
                 continue
-            if choice.delta is not None and (text := _text_of(choice.delta.content)):
-                texts.append(text)
+            delta = choice.delta
+            if delta is not None:
+                if not delta.is_plain:
+                    self._take_more(delta, texts, events)
+                if text := _text_of(delta.content):
+                    texts.append(text)
             if choice.finish_reason is not None:
                 self._finished = True
+                self._put_text(texts, events)
+                events.append(Finished(_FINISHES.get(choice.finish_reason, "stop")))
+
+    def _take_more(self, delta: _Delta, texts: list[str], events: list[ProviderEvent]) -> None:
+        """What a delta has beside text. A model thinks before it speaks, and calls after that."""
+        thought = _text_of(delta.reasoning_content) or _text_of(delta.reasoning)
+        if thought:
+            self._put_text(texts, events)
+            events.append(ReasoningDelta(storable(thought)))
+        if refusal := _text_of(delta.refusal):
+            self._put_text(texts, events)
+            self._has_words = True
+            events.append(RefusalDelta(storable(refusal)))
+        calls = delta.tool_calls if isinstance(delta.tool_calls, list) else []
+        if calls and (text := _text_of(delta.content)):
+            texts.append(text)
+            delta.content = None
+        for call in calls:
+            event = self._call(call)
+            if event is not None:
+                self._put_text(texts, events)
+                self._has_words = True
+                events.append(event)
+
+    def _call(self, call: Any) -> ToolCallDelta | None:
+        """A piece of a call. Some providers number none of them, and send each whole."""
+        if not isinstance(call, dict):
+            return None
+        function = call.get("function")
+        function = function if isinstance(function, dict) else {}
+        name, arguments = function.get("name"), function.get("arguments")
+        text = storable(arguments) if isinstance(arguments, str) else ""
+        given = call.get("index")
+        number = given if isinstance(given, int) else len(self._calls)
+        if number in self._calls:
+            return ToolCallDelta(self._calls[number], "", "", text) if text else None
+        if not (isinstance(name, str) and name):
+            return None
+        index = self._calls[number] = len(self._calls)
+        id_ = call.get("id")
+        call_id = storable(id_) if isinstance(id_, str) and id_ else f"call_{index}"
+        return ToolCallDelta(index, call_id, storable(name), text)
+
+
+_FINISHES: dict[str, Finish] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
 
 
 def _usage_report(usage: Any) -> UsageReport | None:
@@ -263,7 +450,14 @@ def _usage_report(usage: Any) -> UsageReport | None:
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if prompt is None or completion is None:
         return None
-    return UsageReport(Usage(prompt, completion))
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+    thought = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+    return UsageReport(Usage(prompt, completion, False, min(cached, prompt), thought))
+
+
+def _detail(usage: dict[str, Any], group: str, name: str) -> int:
+    details = usage.get(group)
+    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
 
 
 def _count(number: Any) -> int | None:

@@ -6,7 +6,8 @@ from typing import Protocol, TypeVar
 from turnkeeper.contracts import (
     BegunTurn,
     EndedTurn,
-    IdlePage,
+    Expired,
+    ItemPage,
     MessagePage,
     NewSession,
     NewTurn,
@@ -15,12 +16,15 @@ from turnkeeper.contracts import (
     SessionPage,
     Source,
     StoredReply,
+    TurnPage,
 )
 from turnkeeper.domain import (
+    Basis,
     Deployment,
     Ending,
     History,
     IdempotencyKey,
+    Item,
     KeptItem,
     ListedItem,
     MessageRef,
@@ -37,7 +41,17 @@ from turnkeeper.domain import (
     TurnRef,
     Version,
 )
-from turnkeeper.stores.sql import deployments, idempotency, sessions, summaries, turns, versions
+from turnkeeper.stores.sql import (
+    deployments,
+    expiry,
+    idempotency,
+    sessions,
+    summaries,
+    turn_data,
+    turns,
+    versions,
+)
+from turnkeeper.stores.sql import items as items_
 from turnkeeper.stores.sql.rows import Transaction
 
 T = TypeVar("T")
@@ -55,6 +69,10 @@ class Driver(Protocol):
 
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
         """Run a transaction that changes nothing; it sees what is committed."""
+        ...
+
+    async def give_back_space(self) -> bool:
+        """As `contracts.Store` says."""
         ...
 
     @property
@@ -77,14 +95,69 @@ class SqlStore:
     async def end_turn(self, ref: TurnRef, ending: Ending, now: int) -> EndedTurn:
         return await self._driver.write(lambda: turns.end_turn(ref, ending, now))
 
-    async def checkpoint(self, ref: TurnRef, position: int, text: str) -> None:
-        await self._driver.write(lambda: turns.checkpoint(ref, position, text))
+    async def checkpoint(
+        self, ref: TurnRef, position: int, text: str, cuts: str | None = None
+    ) -> None:
+        await self._driver.write(lambda: turns.checkpoint(ref, position, text, cuts))
 
     async def get_history(self, ref: TurnRef, history_weight: int) -> tuple[Turn, History]:
         return await self._driver.read(lambda: turns.get_history(ref, history_weight))
 
     async def get_turn(self, owner: str, ref: TurnRef) -> StoredReply:
         return await self._driver.read(lambda: turns.get_turn(owner, ref))
+
+    async def get_basis(self, owner: str, session: SessionChoice) -> Basis:
+        return await self._driver.read(lambda: sessions.get_session_basis(owner, session))
+
+    async def read_history(
+        self, owner: str, before: TurnRef | SessionChoice, history_weight: int
+    ) -> History:
+        return await self._driver.read(lambda: turns.read_history(owner, before, history_weight))
+
+    async def page_turns(
+        self, owner: str, *, after: TurnRef | None, limit: int, newest_first: bool
+    ) -> TurnPage:
+        return await self._driver.read(
+            lambda: turn_data.page_turns(owner, after, limit, newest_first)
+        )
+
+    async def set_turn_data(self, owner: str, ref: TurnRef, data: str, now: int) -> None:
+        await self._driver.write(lambda: turn_data.set_turn_data(owner, ref, data, now))
+
+    async def delete_turn(self, owner: str, ref: TurnRef, now: int, *, keep_items: bool) -> None:
+        await self._driver.write(lambda: turn_data.delete_turn(owner, ref, now, keep_items))
+
+    async def append_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        items: Sequence[Item],
+        now: int,
+        *,
+        key: IdempotencyKey | None = None,
+    ) -> Sequence[ListedItem]:
+        return await self._driver.write(
+            lambda: items_.append_items(owner, session, items, now, key), long=len(items) > 100
+        )
+
+    async def page_items(
+        self,
+        owner: str,
+        session: SessionChoice,
+        *,
+        after: tuple[int, int] | None,
+        limit: int,
+        newest_first: bool,
+    ) -> ItemPage:
+        return await self._driver.read(
+            lambda: items_.page_items(owner, session, after, limit, newest_first)
+        )
+
+    async def get_item(self, owner: str, place: MessageRef) -> ListedItem:
+        return await self._driver.read(lambda: items_.get_item(owner, place))
+
+    async def delete_item(self, owner: str, place: MessageRef, now: int) -> Session:
+        return await self._driver.write(lambda: items_.delete_item(owner, place, now))
 
     async def list_sessions(self, owner: str) -> Sequence[SessionSummary]:
         return await self._driver.read(lambda: sessions.list_sessions(owner))
@@ -119,7 +192,7 @@ class SqlStore:
         self,
         owner: str,
         session: SessionChoice,
-        at: MessageRef | None,
+        at: MessageRef | TurnRef | None,
         new_id: str,
         now: int,
         *,
@@ -212,13 +285,11 @@ class SqlStore:
     async def delete_deployment(self, name: str, source: Source) -> None:
         await self._driver.write(lambda: deployments.delete_deployment(name, source))
 
-    async def find_idle(self, after: str, limit: int, now: int) -> IdlePage:
-        return await self._driver.read(lambda: sessions.find_idle(after, limit, now))
+    async def expire(self, limit: int, now: int) -> Expired:
+        return await self._driver.write(lambda: expiry.expire(limit, now), long=True)
 
-    async def delete_idle(self, session_id: str, updated_at: int) -> bool:
-        return await self._driver.write(
-            lambda: sessions.delete_idle(session_id, updated_at), long=True
-        )
+    async def give_back_space(self) -> bool:
+        return await self._driver.give_back_space()
 
     async def next_turn(self, owner: str, session_id: str, after: int) -> NextTurn:
         return await self._driver.read(lambda: turns.next_turn(owner, session_id, after))

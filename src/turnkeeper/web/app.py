@@ -18,6 +18,7 @@ from turnkeeper.dialects.exchange import (
     Outcome,
     Parts,
     Route,
+    acting_for,
     encode_json,
 )
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
@@ -125,6 +126,9 @@ class Web:
             caller = LOCAL
             if self._access is not None:  # who is not known is not even told what there is
                 caller = await self._access.admit(request, is_open=endpoint.is_open)
+            end_user = request.end_user()
+            if end_user is not None:
+                caller = acting_for(caller, end_user)
             if caller.name:
                 self._parts.usage.count_request(caller.owner)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):

@@ -7,7 +7,6 @@ from contextlib import aclosing
 
 from turnkeeper.dialects.exchange import Answer, EventStream, LongAnswer
 from turnkeeper.errors import TurnkeeperError
-from turnkeeper.sse import KEEP_ALIVE
 from turnkeeper.web.asgi import Message, Receive, Send
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ async def send_stream(send: Send, receive: Receive, stream: EventStream, extra: 
             events = await follower.next()
             data = _join([stream.encode(event) for event in events])
             if not data and silence.is_long():
-                data = KEEP_ALIVE
+                data = stream.keep_alive
             if data or follower.finished:
                 silence.broken()
                 await _send_piece(send, data, more=not follower.finished)

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Collection, Sequence
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import IdlePage, MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import MessagePage, NewSession, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -22,8 +23,11 @@ from turnkeeper.domain import (
     SessionFilter,
     SessionSummary,
     TurnRef,
+    TurnStatus,
+    counts_as_message,
     item_weight,
     make_stamp,
+    split_owner,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -31,20 +35,25 @@ from turnkeeper.errors import (
     PreconditionFailed,
     SessionBusy,
     SessionNotFound,
+    TurnNotFound,
 )
-from turnkeeper.stores.sql.deployments import get_revision
+from turnkeeper.stores.sql.deployments import get_basis, get_revision
+from turnkeeper.stores.sql.expiry import expire_later, expire_unpinned
 from turnkeeper.stores.sql.idempotency import once
+from turnkeeper.stores.sql.removal import remove_belongings_of, remove_said_in
 from turnkeeper.stores.sql.rows import (
+    OF_ALIAS,
+    OF_ID,
     Row,
     Rows,
     Transaction,
     decode_listed,
     decode_session,
-    encode_item,
     encode_object,
+    weigh_shown,
 )
-from turnkeeper.stores.sql.turns import INSERT_ITEM, counts_as_message
-from turnkeeper.stores.sql.usage import record_deleted
+from turnkeeper.stores.sql.turns import TURN_STATUS, busy, insert_item, name_of
+from turnkeeper.stores.sql.usage import record_open
 
 # --- Reading one -------------------------------------------------------------------------------
 
@@ -57,32 +66,39 @@ SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, 
             AND t.status IN ('queued', 'running')),
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
     s.section, (SELECT x.document_id FROM sections x WHERE x.id = s.section),
-    d.config, d.context_documents,
+    d.config, d.context_documents, s.owner,
     CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
         FROM items i
         WHERE i.session_id = s.id AND i.kind = 'user'
         ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
-WHERE s.owner = ? AND """
-GET_BY_ID = _SESSION + "s.id = ?"
-GET_BY_ALIAS = _SESSION + "s.alias = ?"
+WHERE """
+GET_BY_ID = _SESSION + "? IN (s.owner, s.user_name) AND s.id = ?"
+GET_BY_ALIAS = _SESSION + "s.owner = ? AND s.alias = ?"
 
 COUNT_SESSIONS = "SELECT COUNT(*) FROM sessions"
 COUNT_TURNS = "SELECT COUNT(*) FROM turns"
 
 
 def get_session(owner: str, session: SessionChoice) -> Transaction[Session]:
-    rows = yield _by(session, GET_BY_ID, GET_BY_ALIAS), (owner, _name(session))
+    rows = yield _by(session, GET_BY_ID, GET_BY_ALIAS), (owner, name_of(session))
     return decode_session(_only(rows))
+
+
+BASIS_OF = """
+SELECT id, 0, 0, 0, 0, '', model, revision, variables, section, configured
+FROM sessions WHERE """
+
+
+def get_session_basis(owner: str, session: SessionChoice) -> Transaction[Basis]:
+    statement = _by(session, BASIS_OF + OF_ID, BASIS_OF + OF_ALIAS)
+    rows = yield statement, (owner, name_of(session))
+    return (yield from get_basis(_only(rows), {}))
 
 
 def _by(session: SessionChoice, by_id: str, by_alias: str) -> str:
     return by_id if isinstance(session, ById) else by_alias
-
-
-def _name(session: SessionChoice) -> str:
-    return session.id if isinstance(session, ById) else session.alias
 
 
 def _only(rows: Rows) -> Row:
@@ -110,13 +126,22 @@ def try_write() -> Transaction[None]:
 
 # --- Lists of sessions -------------------------------------------------------------------------
 
+# Of a user: with those of the user's end users, whose aliases are not the user's.
 LIST_SESSIONS = """
-SELECT id, alias, message_count FROM sessions WHERE owner = ? AND message_count > 0 ORDER BY id
+SELECT id, CASE WHEN owner = user_name THEN alias END, message_count FROM sessions
+WHERE user_name = ? AND message_count > 0 AND archived < 2 ORDER BY id
+"""
+LIST_SESSIONS_OF_END_USER = """
+SELECT id, alias, message_count FROM sessions
+WHERE owner = ? AND owner <> user_name AND message_count > 0 AND archived < 2 ORDER BY id
 """
 # Without what may be long and is in no list.
 NEXT_SESSIONS = (
     re.sub(r"d\.(variables|config|context_documents)", "NULL", _SESSION)
-    + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+    + "s.user_name = ? AND s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+)
+NEXT_SESSIONS_OF_END_USER = NEXT_SESSIONS.replace(
+    "s.user_name = ?", "s.owner = ? AND s.owner <> s.user_name"
 )
 
 _BEYOND = "t"  # after every session's id
@@ -125,7 +150,8 @@ _SCANNED_AT_ONCE = 250
 
 
 def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
-    rows = yield LIST_SESSIONS, (owner,)
+    _, end_user = split_owner(owner)
+    rows = yield LIST_SESSIONS_OF_END_USER if end_user else LIST_SESSIONS, (owner,)
     return [SessionSummary(*row) for row in rows]
 
 
@@ -153,9 +179,11 @@ def _next_sessions(
     owner: str, archived: bool | None, cursor: str, limit: int
 ) -> Transaction[Sequence[Row]]:
     kinds = (0, 1) if archived is None else (int(archived),)
+    _, end_user = split_owner(owner)
+    statement = NEXT_SESSIONS_OF_END_USER if end_user else NEXT_SESSIONS
     merged: list[Row] = []
     for kind in kinds:
-        merged += yield NEXT_SESSIONS, (owner, kind, cursor, limit)
+        merged += yield statement, (owner, kind, cursor, limit)
     if len(kinds) > 1:
         merged.sort(key=lambda row: str(row[0]), reverse=True)
     return merged[:limit]
@@ -172,23 +200,23 @@ def _is_wanted(session: Session, wanted: SessionFilter) -> bool:
 
 # --- What was said -----------------------------------------------------------------------------
 
-_ITEMS = """
+LISTED_ITEMS = """
 SELECT i.turn, i.position, i.kind, i.text, i.data, t.status, t.model, i.created_at
 FROM items i LEFT JOIN turns t ON t.session_id = i.session_id AND t.number = i.turn
 WHERE i.session_id = ? AND """
-LIST_ITEMS = f"""{_ITEMS}(i.turn, i.position) > (?, ?)
+LIST_ITEMS = f"""{LISTED_ITEMS}(i.turn, i.position) > (?, ?)
 ORDER BY i.turn, i.position LIMIT ?
 """
 
 # A user's and an assistant's words, but not those of a reply that failed.
 _IS_MESSAGE = """i.text <> '' AND (i.kind = 'user' OR (i.kind = 'assistant' AND i.in_prompt = 1))"""
-MESSAGES_AFTER = f"""{_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) > (?, ?)
+MESSAGES_AFTER = f"""{LISTED_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) > (?, ?)
 ORDER BY i.turn, i.position LIMIT ?
 """
-MESSAGES_BEFORE = f"""{_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) < (?, ?)
+MESSAGES_BEFORE = f"""{LISTED_ITEMS}{_IS_MESSAGE} AND (i.turn, i.position) < (?, ?)
 ORDER BY i.turn DESC, i.position DESC LIMIT ?
 """
-FIND_MESSAGE = f"{_ITEMS}{_IS_MESSAGE} AND i.turn = ? AND i.position = ?"
+FIND_MESSAGE = f"{LISTED_ITEMS}{_IS_MESSAGE} AND i.turn = ? AND i.position = ?"
 
 _END = (1 << 62, 0)
 _PAGE_WEIGHT = 1 << 20  # bytes of text in one page, about
@@ -239,9 +267,9 @@ def page_messages(
 
 CURRENT_REVISION = "SELECT revision FROM deployments WHERE name = ?"
 INSERT_SESSION = """
-INSERT INTO sessions (id, owner, title, model, section, revision, variables, turns,
+INSERT INTO sessions (id, owner, user_name, title, model, section, revision, variables, turns,
     message_count, hidden_count, weight, created_at, updated_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
 """
 INSERT_DATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, ?, ?)
@@ -258,7 +286,8 @@ def _once(
     def again(id_: str) -> Transaction[Session]:
         return get_session(owner, ById(id_))
 
-    return (yield from once(key, work, name=lambda session: session.id, again=again, now=now))
+    name = attrgetter("id")
+    return (yield from once(key, work, name=name, again=again, now=now, session=name))
 
 
 def _create_session(new: NewSession) -> Transaction[Session]:
@@ -267,39 +296,46 @@ def _create_session(new: NewSession) -> Transaction[Session]:
         raise DeploymentNotFound("Deployment not found")
     revision = yield from get_revision(rows[0][0])
     new.check(Basis(revision, new.variables, new.model))
-    numbers = _numbers(new.items)
-    weights = [item_weight(item) for item in new.items]
+    numbers = numbers_of(new.items)
     counted = sum(counts_as_message(item) for item in new.items)
     turns = numbers[-1] if numbers else 0
-    made = (new.id, new.owner, new.title, new.model, new.section)
-    sums = (len(new.variables), turns, counted, sum(weights))
+    user, _ = split_owner(new.owner)
+    made = (new.id, new.owner, user, new.title, new.model, new.section)
+    sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
+    yield from expire_later(new.id, revision.blueprint, new.now)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
-    position = 0
-    for index, item in enumerate(new.items):
-        position = position + 1 if index and numbers[index] == numbers[index - 1] else 0
-        place = (new.id, numbers[index], position)
-        yield INSERT_ITEM, (*place, *encode_item(item), weights[index], new.now)
+    for place, item in zip(places_of(new.id, numbers), new.items, strict=True):
+        yield insert_item(place, item, new.now)
     return (yield from get_session(new.owner, ById(new.id)))
 
 
-def _numbers(items: Sequence[Item]) -> list[int]:
+def numbers_of(items: Sequence[Item], first: int = 1) -> list[int]:
     """The number that each item stands under: every message of the user's begins a new one."""
     begins = [isinstance(item, Message) and item.role == "user" for item in items]
-    return list(accumulate(begins[1:], initial=1)) if items else []
+    return list(accumulate(begins[1:], initial=first)) if items else []
+
+
+def places_of(session_id: str, numbers: Sequence[int]) -> list[tuple[str, int, int]]:
+    """The place of each item, by the number that it stands under."""
+    places: list[tuple[str, int, int]] = []
+    for number in numbers:
+        position = places[-1][2] + 1 if places and places[-1][1] == number else 0
+        places.append((session_id, number, position))
+    return places
 
 
 # --- Changing one ------------------------------------------------------------------------------
 
-CHANGE_BY_ID = """
+CHANGE_BY_ID = f"""
 UPDATE sessions SET title = CASE WHEN ? = 1 THEN ? ELSE title END,
     model = CASE WHEN ? = 1 THEN ? ELSE model END, pinned = COALESCE(?, pinned),
     archived = COALESCE(?, archived), version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id, version
+WHERE {OF_ID} RETURNING id, version
 """
-CHANGE_BY_ALIAS = CHANGE_BY_ID.replace("AND id = ?", "AND alias = ?")
+CHANGE_BY_ALIAS = CHANGE_BY_ID.replace(OF_ID, OF_ALIAS)
 SET_METADATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, '{}', ?)
 ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata
@@ -321,9 +357,11 @@ def update_session(
         now,
     )
     statement = _by(session, CHANGE_BY_ID, CHANGE_BY_ALIAS)
-    rows = yield statement, (*arguments, owner, _name(session))
+    rows = yield statement, (*arguments, owner, name_of(session))
     id_, version = _only(rows)
     _check_stamp(make_stamp(id_, version - 1), if_stamp)
+    if change.pinned is False:
+        yield from expire_unpinned(id_, now)
     if change.metadata is not UNSET:
         yield SET_METADATA, (id_, encode_object(change.metadata))
     return (yield from get_session(owner, ById(id_)))
@@ -341,10 +379,10 @@ def _optional(value: Any) -> tuple[int, Any]:
 
 # --- Forking one -------------------------------------------------------------------------------
 
-LOCK_BY_ID = """
-UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id, running
+LOCK_BY_ID = f"""
+UPDATE sessions SET version = version WHERE {OF_ID} RETURNING id, running
 """
-LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
+LOCK_BY_ALIAS = LOCK_BY_ID.replace(OF_ID, OF_ALIAS)
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
@@ -357,10 +395,11 @@ SELECT MAX(turn), COUNT(CASE WHEN kind IN ('user', 'assistant') AND text <> '' T
     SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END)
 {_TAKEN_ALONG}"""
 FORK_SESSION = """
-INSERT INTO sessions (id, owner, title, model, revision, variables, configured, turns,
+INSERT INTO sessions (id, owner, user_name, title, model, revision, variables, configured, turns,
     message_count, hidden_count, weight, created_at, updated_at)
-SELECT CAST(? AS TEXT), owner, title, model, revision, variables, configured, CAST(? AS BIGINT),
-    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)
+SELECT CAST(? AS TEXT), owner, user_name, title, model, revision, variables, configured,
+    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT),
+    CAST(? AS BIGINT)
 FROM sessions WHERE id = ?
 """
 FORK_DATA = """
@@ -378,7 +417,7 @@ SELECT CAST(? AS TEXT), turn, position, kind, text, data, weight, created_at, in
 def fork_session(
     owner: str,
     session: SessionChoice,
-    at: MessageRef | None,
+    at: MessageRef | TurnRef | None,
     new_id: str,
     now: int,
     *,
@@ -388,9 +427,9 @@ def fork_session(
 
 
 def _fork_session(
-    owner: str, session: SessionChoice, at: MessageRef | None, new_id: str, now: int
+    owner: str, session: SessionChoice, at: MessageRef | TurnRef | None, new_id: str, now: int
 ) -> Transaction[Session]:
-    rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, _name(session))
+    rows = yield _by(session, LOCK_BY_ID, LOCK_BY_ALIAS), (owner, name_of(session))
     id_, running = _only(rows)
     last = yield from _last_place(id_, running, at)
     sums = yield SUMS_TAKEN_ALONG, (id_, *last)
@@ -398,14 +437,19 @@ def _fork_session(
     yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
     yield FORK_DATA, (new_id, id_)
     yield FORK_ITEMS, (new_id, id_, *last)
-    return (yield from get_session(owner, ById(new_id)))
+    fork = yield from get_session(owner, ById(new_id))
+    revision = yield from get_revision(fork.revision)
+    yield from expire_later(new_id, revision.blueprint, now)
+    return fork
 
 
 def _last_place(
-    session_id: str, running: int | None, at: MessageRef | None
+    session_id: str, running: int | None, at: MessageRef | TurnRef | None
 ) -> Transaction[tuple[int, int]]:
     if at is None:
         return _END if running is None else (running, -1)
+    if isinstance(at, TurnRef):
+        return (yield from _last_place_of_turn(session_id, at))
     if at.session_id == session_id:
         rows = yield FIND_MESSAGE, (session_id, at.turn, at.position)
         if rows:
@@ -413,99 +457,48 @@ def _last_place(
     raise MessageNotFound("Message not found")
 
 
+def _last_place_of_turn(session_id: str, at: TurnRef) -> Transaction[tuple[int, int]]:
+    rows = yield TURN_STATUS, (at.session_id, at.number)
+    if not rows or at.session_id != session_id:
+        raise TurnNotFound("Turn not found")
+    if not TurnStatus(rows[0][0]).terminal:
+        raise busy(session_id, at.number)
+    return at.number, _END[0]
+
+
 # --- Clearing and deleting ---------------------------------------------------------------------
 
-CLEAR_BY_ID = """
+CLEAR_BY_ID = f"""
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id, owner, revision, updated_at
+WHERE {OF_ID} RETURNING id, owner, revision
 """
-CLEAR_BY_ALIAS = CLEAR_BY_ID.replace("AND id = ?", "AND alias = ?")
-OPEN_TURNS_OF_SESSION = """
-SELECT number FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
-"""
-DELETE_TURNS = "DELETE FROM turns WHERE session_id = ?"
-DELETE_ITEMS = "DELETE FROM items WHERE session_id = ?"
-DELETE_HIDDEN = "DELETE FROM hidden_items WHERE session_id = ?"
-DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
-DELETE_SUMMARY = "DELETE FROM summaries WHERE session_id = ?"
-DELETE_SAID = (DELETE_TURNS, DELETE_ITEMS, DELETE_HIDDEN, DELETE_CHECKPOINTS, DELETE_SUMMARY)
-DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
+CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
-    rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, _name(session))
-    return (yield from _remove_all_said(rows[0])) if rows else []
+    rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, name_of(session))
+    yield from record_open(rows)
+    return (yield from remove_said_in(rows[0][0])) if rows else []
 
 
-def _remove_all_said(session: Row) -> Transaction[Sequence[TurnRef]]:
-    """Returns the turns that were not over.
-
-    `session` is its id, its owner, its revision and when it was last changed.
-    """
-    session_id, owner, revision, at = session
-    open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
-    yield from record_deleted(session_id, owner, revision, is_open=bool(open_turns), now=at)
-    for statement in DELETE_SAID:
-        yield statement, (session_id,)
-    return [TurnRef(session_id, number) for (number,) in open_turns]
-
-
-DELETE_BY_ID = """
-DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, owner, revision, updated_at, version
+DELETE_BY_ID = f"""
+DELETE FROM sessions WHERE {OF_ID} RETURNING id, owner, revision, version, section
 """
-DELETE_BY_ALIAS = DELETE_BY_ID.replace("AND id = ?", "AND alias = ?")
+DELETE_BY_ALIAS = DELETE_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def delete_session(
     owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
-    rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, _name(session))
-    *session_row, version = _only(rows)
-    id_ = session_row[0]
+    rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, name_of(session))
+    id_, _, _, version, section = _only(rows)
     _check_stamp(make_stamp(id_, version), if_stamp)
-    open_turns = yield from _remove_all_said(session_row)
+    yield from record_open(rows)
+    open_turns = yield from remove_belongings_of(id_, section)
     if open_turns and if_idle:
         raise SessionBusy(
             "A turn of this session is queued or running; try again when it is over",
             open_turns[0].id,
         )
-    yield DELETE_DATA, (id_,)
     return open_turns
-
-
-# --- Expiring ----------------------------------------------------------------------------------
-
-HAS_TIMEOUT = "SELECT 1 FROM revisions WHERE idle_timeout IS NOT NULL LIMIT 1"
-# Every session in its turn, by the order they lie in: no index has to be kept for this.
-WALK_SESSIONS = """
-SELECT s.id, s.updated_at, s.pinned, s.running, r.idle_timeout
-FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
-WHERE s.id > ? ORDER BY s.id LIMIT ?
-"""
-# Someone may have spoken in it since it was found.
-DELETE_IDLE = """
-DELETE FROM sessions WHERE id = ? AND updated_at <= ? AND pinned = 0 AND running IS NULL
-RETURNING id, owner, revision, updated_at
-"""
-
-
-def find_idle(after: str, limit: int, now: int) -> Transaction[IdlePage]:
-    if not (yield HAS_TIMEOUT, ()):
-        return IdlePage([], None)
-    rows = yield WALK_SESSIONS, (after, limit)
-    idle: list[tuple[str, int]] = []
-    for id_, updated_at, pinned, running, timeout in rows:
-        if timeout is None or pinned or running is not None:
-            continue
-        if updated_at + timeout * 1000 <= now:
-            idle.append((id_, updated_at))
-    return IdlePage(idle, rows[-1][0] if len(rows) == limit else None)
-
-
-def delete_idle(session_id: str, updated_at: int) -> Transaction[bool]:
-    rows = yield DELETE_IDLE, (session_id, updated_at)
-    if rows:
-        yield from _remove_all_said(rows[0])
-        yield DELETE_DATA, (session_id,)
-    return bool(rows)

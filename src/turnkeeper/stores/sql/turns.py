@@ -1,7 +1,7 @@
 """Beginning, ending and checkpointing a turn, and what a crash leaves of one."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from turnkeeper.contracts import BegunTurn, EndedTurn, NewTurn, NextTurn, StoredReply
 from turnkeeper.domain import (
@@ -19,33 +19,41 @@ from turnkeeper.domain import (
     Turn,
     TurnRef,
     TurnStatus,
+    counts_as_message,
     item_weight,
     parse_turn_id,
+    split_owner,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
+    NotNewest,
     QueueFull,
     SessionBusy,
     SessionNotFound,
     TurnNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_basis
+from turnkeeper.stores.sql.expiry import expire_later
 from turnkeeper.stores.sql.idempotency import claim, keep_made
 from turnkeeper.stores.sql.rows import (
+    OF_ALIAS,
+    OF_ID,
     Row,
     Transaction,
     decode_item,
     decode_turn,
     encode_item,
     encode_object,
+    is_shown,
+    weigh_shown,
 )
 from turnkeeper.stores.sql.usage import RECORD_ENDED, entry_of
 
 # --- Beginning a turn --------------------------------------------------------------------------
 
 _TAKEN = """
-RETURNING id, turns, running, weight, message_count - hidden_count, model, revision, variables,
-    section, configured
+RETURNING id, turns, running, weight, message_count - hidden_count, owner, model, revision,
+    variables, section, configured
 """
 
 # Gives the turn its number and, when it is free, the session's slot.
@@ -53,15 +61,15 @@ TAKE_NUMBER = f"""
 UPDATE sessions SET turns = turns + 1, running = COALESCE(running, turns + 1),
     message_count = message_count + ?, weight = weight + ?, model = COALESCE(?, model),
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ?
+WHERE {OF_ID}
 {_TAKEN}"""
-TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace("AND id = ?", "AND alias = ?")
+TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace(OF_ID, OF_ALIAS)
 
 # The same for a session that may not exist yet: two that race for one alias meet here.
 CREATE_OR_TAKE_NUMBER = f"""
-INSERT INTO sessions (message_count, weight, model, updated_at, owner, id, alias, created_at,
-    revision, turns, running, hidden_count)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?,
+INSERT INTO sessions (message_count, weight, model, updated_at, owner, user_name, id, alias,
+    created_at, revision, turns, running, hidden_count)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,
     COALESCE((SELECT d.revision FROM deployments d WHERE d.name = ?), ''), 1, 1, 0)
 ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
     turns = sessions.turns + 1, running = COALESCE(sessions.running, sessions.turns + 1),
@@ -83,8 +91,10 @@ INSERT INTO turns (session_id, number, status, model, created_at) VALUES (?, ?, 
 
 INSERT_ITEM = """
 INSERT INTO items (session_id, turn, position, kind, text, data, weight, created_at, in_prompt)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+
+INSERT_TURN_DATA = "INSERT INTO turn_data (session_id, number, data) VALUES (?, ?, ?)"
 
 
 def begin_turn(new: NewTurn) -> Transaction[BegunTurn | TurnRef]:
@@ -92,39 +102,72 @@ def begin_turn(new: NewTurn) -> Transaction[BegunTurn | TurnRef]:
     if begun is not None:
         return begun
     stored = yield from _begin_turn(new)
-    yield from keep_made(new.key, stored.turn.ref.id)
+    yield from keep_made(new.key, stored.turn.ref.id, stored.turn.ref.session_id)
     return stored
 
 
 def claim_turn(key: IdempotencyKey | None, now: int) -> Transaction[TurnRef | None]:
-    """The turn that was begun under a key; None if none was yet."""
+    """The turn that was begun under a key; None if none was yet.
+
+    Raises:
+        TurnNotFound: it has gone with its session.
+    """
     made = yield from claim(key, now)
+    if made == "":
+        raise TurnNotFound("Turn not found")
     return None if made is None else parse_turn_id(made)
 
 
 def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
-    weights = [item_weight(item) for item in new.items]
-    row = yield from _take_number(new, sum(weights))
-    session_id, number, running, total_weight, message_count = row[:5]
+    row = yield from _take_number(new)
+    session_id, number, running, total_weight, message_count, owner = row[:6]
+    if new.after is not None:
+        yield from _check_newest(new.after, number)
     if new.kept is not None:
         yield from _keep(session_id, new.kept)
     basis = yield from get_basis(row, new.revisions, configured=new.kept is not None)
     if new.scope is not None and basis.revision.deployment != new.scope:
         raise SessionNotFound("Session not found")
+    if number == 1:  # of a session that is new; one that was made before has been noted
+        yield from expire_later(session_id, basis.revision.blueprint, new.now)
     choice = new.choose(basis, total_weight)
     ahead: Sequence[int] = ()
     if running != number:
         ahead = yield from _join_queue(new, basis, session_id, number, running)
     status = TurnStatus.RUNNING if running == number else TurnStatus.QUEUED
     yield INSERT_TURN, (session_id, number, status.value, choice.model, new.now)
-    for position, (item, weight) in enumerate(zip(new.items, weights, strict=True)):
-        place = (session_id, number, position)
-        yield INSERT_ITEM, (*place, *encode_item(item), weight, new.now)
+    if new.data is not None:
+        yield INSERT_TURN_DATA, (session_id, number, new.data)
+    for position, item in enumerate(new.items):
+        yield insert_item((session_id, number, position), item, new.now)
     turn = Turn(TurnRef(session_id, number), status, choice.model, new.now)
     items: tuple[KeptItem, ...] = ()
     if status is TurnStatus.RUNNING:
         items = yield from newest_items(turn.ref, choice.history_weight)
-    return BegunTurn(turn, History(items, total_weight, message_count), basis, ahead)
+    history = History(items, total_weight, message_count)
+    return BegunTurn(turn, history, basis, owner, ahead, asked=len(new.items))
+
+
+def insert_item(place: tuple[str, int, int], item: Item, now: int) -> tuple[str, tuple[Any, ...]]:
+    """The statement that stores an item."""
+    shown = int(is_shown(item))
+    return INSERT_ITEM, (*place, *encode_item(item), item_weight(item), now, shown)
+
+
+# What came between a turn and one that is to follow it: a failure is in no prompt.
+SHOWN_BETWEEN = """
+SELECT 1 FROM items WHERE session_id = ? AND turn > ? AND turn < ? AND in_prompt = 1 LIMIT 1
+"""
+
+
+def _check_newest(after: TurnRef, number: int) -> Transaction[None]:
+    """See that nothing stands between a turn and that `number` of its session."""
+    if not (yield TURN_STATUS, (after.session_id, after.number)):
+        raise TurnNotFound("Turn not found")
+    if number - after.number > 1 and (
+        yield SHOWN_BETWEEN, (after.session_id, after.number, number)
+    ):
+        raise NotNewest("Something else has been said since this turn")
 
 
 # What is left out stays as it was.
@@ -178,18 +221,26 @@ def busy(session_id: str, number: int) -> SessionBusy:
     )
 
 
-def _take_number(new: NewTurn, weight: int) -> Transaction[Row]:
-    messages = sum(counts_as_message(item) for item in new.items)
+def _take_number(new: NewTurn) -> Transaction[Row]:
+    messages = sum([counts_as_message(item) for item in new.items])
+    weight = weigh_shown(new.items)
     session = new.session
     if session is None or (isinstance(session, ByAlias) and session.create):
         alias = session.alias if session else None
-        created = (new.now, new.owner, new.new_id, alias, new.now, new.deployment)
+        user, _ = split_owner(new.owner)
+        created = (new.now, new.owner, user, new.new_id, alias, new.now, new.deployment)
         rows = yield CREATE_OR_TAKE_NUMBER, (messages, weight, new.model, *created)
-        if not rows[0][6]:
+        if not rows[0][7]:
             raise DeploymentNotFound("Deployment not found")
+        if new.bare and rows[0][1] == 1:
+            yield SET_BARE, (rows[0][0],)
         return rows[0]
     added = (messages, weight, new.model, new.now)
     return (yield from take_number_of(new.owner, session, added))
+
+
+# A session that is made for one exchange, and in no list.
+SET_BARE = "UPDATE sessions SET archived = 2 WHERE id = ?"
 
 
 def take_number_of(
@@ -200,16 +251,33 @@ def take_number_of(
     `added` are the messages and the weight that come to it, the model asked for, and the time.
     """
     statement = TAKE_NUMBER if isinstance(session, ById) else TAKE_NUMBER_BY_ALIAS
-    name = session.id if isinstance(session, ById) else session.alias
-    rows = yield statement, (*added, owner, name)
+    rows = yield statement, (*added, owner, name_of(session))
     if not rows:
         raise SessionNotFound("Session not found")
     return rows[0]
 
 
-def counts_as_message(item: Item) -> bool:
-    """The seeds count user and assistant messages with text, nothing else."""
-    return isinstance(item, Message) and item.role != "system" and item.text != ""
+def name_of(session: SessionChoice) -> str:
+    """The id or the alias that a session is chosen by."""
+    return session.id if isinstance(session, ById) else session.alias
+
+
+# So many numbers at once, for items that no turn makes.
+TAKE_NUMBERS = f"""
+UPDATE sessions SET turns = turns + ?, message_count = message_count + ?, weight = weight + ?,
+    version = version + 1, updated_at = ?
+WHERE {OF_ID} RETURNING turns
+"""
+
+
+def take_numbers(
+    owner: str, session_id: str, count: int, added: tuple[int, int, int]
+) -> Transaction[int]:
+    """The last of `count` numbers of a session; `added` are messages and weight, and the time."""
+    rows = yield TAKE_NUMBERS, (count, *added, owner, session_id)
+    if not rows:
+        raise SessionNotFound("Session not found")
+    return int(rows[0][0])
 
 
 # --- History -----------------------------------------------------------------------------------
@@ -290,7 +358,8 @@ TURN_STATUS = "SELECT status FROM turns WHERE session_id = ? AND number = ?"
 END_TURN = """
 UPDATE turns SET status = ?, model = COALESCE(?, model), finished_at = ?, prompt_tokens = ?,
     completion_tokens = ?, usage_estimated = ?, error_code = ?, error = ?, retry_after = ?,
-    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?, summarised = ?
+    messages_sent = ?, messages_dropped = ?, estimated_tokens = ?, summarised = ?, finish = ?,
+    cached_tokens = ?, reasoning_tokens = ?
 WHERE session_id = ? AND number = ? RETURNING model, created_at
 """
 
@@ -298,6 +367,16 @@ APPEND_REPLY = """
 INSERT INTO items (session_id, turn, position, kind, text, weight, created_at, in_prompt)
 VALUES (?, ?, (SELECT COALESCE(MAX(position) + 1, 0) FROM items WHERE session_id = ? AND turn = ?),
     'assistant', ?, ?, ?, ?)
+"""
+
+# The next item of a turn, whatever it is.
+APPEND_ITEM = APPEND_REPLY.replace("kind, text,", "kind, text, data,").replace(
+    "'assistant', ?,", "?, ?, ?,"
+)
+
+KEEP_CUTS = """
+INSERT INTO turn_data (session_id, number, cuts) VALUES (?, ?, ?)
+ON CONFLICT (session_id, number) DO UPDATE SET cuts = excluded.cuts
 """
 
 DROP_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ? AND turn = ?"
@@ -320,16 +399,22 @@ START_TURN = "UPDATE turns SET status = 'running' WHERE session_id = ? AND numbe
 
 
 def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
-    shown = _stays_in_prompts(ending)
-    messages, weight = 0, 0
-    if shown and ending.text:
-        messages, weight = 1, item_weight(Message("assistant", ending.text))
+    messages, weight = _added_by(ending)
     rows = yield FREE_SLOT, (messages, weight, now, ref.session_id, ref.number)
     if not rows:
         return (yield from _end_waiting(ref, ending, now))
     newest, *whose = rows[0]
     yield from _close_turn(ref, whose, ending, now)
     return EndedTurn(True, (yield from _start_next(ref)) if newest > ref.number else None)
+
+
+def _added_by(ending: Ending) -> tuple[int, int]:
+    """The messages and the weight that a reply adds to what its session's prompts show."""
+    if not _stays_in_prompts(ending):
+        return 0, 0
+    if ending.items:
+        return int(ending.text != ""), weigh_shown(ending.items)
+    return (1, item_weight(Message("assistant", ending.text))) if ending.text else (0, 0)
 
 
 def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
@@ -368,6 +453,8 @@ def _close_turn(ref: TurnRef, whose: Row, ending: Ending, now: int) -> Transacti
             failure.retry_after if failure else None,
             *((context.messages_sent, context.messages_dropped) if context else (None, None)),
             *((context.estimated_tokens, int(context.summarised)) if context else (None, None)),
+            ending.finish,
+            *((usage.cached_tokens, usage.reasoning_tokens) if usage else (None, None)),
             *place,
         ),
     )
@@ -377,9 +464,15 @@ def _close_turn(ref: TurnRef, whose: Row, ending: Ending, now: int) -> Transacti
         rows = yield TURN_WEIGHT, place
         yield LIGHTEN_SESSION, (int(rows[0][0]), rows[0][1], ref.session_id)
         yield HIDE_FROM_PROMPTS, place
-    if ending.text:
+    for item in ending.items:
+        in_prompt = int(shown and is_shown(item))
+        kept = (*encode_item(item), item_weight(item))
+        yield APPEND_ITEM, (*place, *place, *kept, now, in_prompt)
+    if ending.text and not ending.items:
         weight = item_weight(Message("assistant", ending.text))
         yield APPEND_REPLY, (*place, *place, ending.text, weight, now, int(shown))
+    if ending.cuts:
+        yield KEEP_CUTS, (*place, ending.cuts)
     if ending.checkpointed:
         yield DROP_CHECKPOINTS, place
 
@@ -398,15 +491,16 @@ def _start_next(ref: TurnRef) -> Transaction[Turn | None]:
 
 LOCK_RUNNING = "UPDATE sessions SET running = running WHERE id = ? AND running = ? RETURNING id"
 INSERT_CHECKPOINT = """
-INSERT INTO checkpoints (session_id, turn, position, text) VALUES (?, ?, ?, ?)
-ON CONFLICT (session_id, turn, position) DO UPDATE SET text = excluded.text
+INSERT INTO checkpoints (session_id, turn, position, text, cuts) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (session_id, turn, position) DO UPDATE SET
+    text = excluded.text, cuts = excluded.cuts
 """
 
 
-def checkpoint(ref: TurnRef, position: int, text: str) -> Transaction[None]:
+def checkpoint(ref: TurnRef, position: int, text: str, cuts: str | None) -> Transaction[None]:
     rows = yield LOCK_RUNNING, (ref.session_id, ref.number)
     if rows:
-        yield INSERT_CHECKPOINT, (ref.session_id, ref.number, position, text)
+        yield INSERT_CHECKPOINT, (ref.session_id, ref.number, position, text, cuts)
 
 
 # --- After a crash -----------------------------------------------------------------------------
@@ -415,8 +509,8 @@ OPEN_TURNS = """
 SELECT session_id, number FROM turns WHERE status IN ('queued', 'running')
 ORDER BY session_id, number
 """
-CHECKPOINTED_TEXT = """
-SELECT text FROM checkpoints WHERE session_id = ? AND turn = ? ORDER BY position
+CHECKPOINTED = """
+SELECT text, cuts FROM checkpoints WHERE session_id = ? AND turn = ? ORDER BY position
 """
 SETTLE_SESSION = """
 UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
@@ -436,17 +530,17 @@ def settle(ref: TurnRef, now: int) -> Transaction[EndedTurn]:
 
 def _interruption(ref: TurnRef) -> Transaction[Ending]:
     """The ending of a turn that nobody makes any more, with what was kept of it."""
-    rows = yield CHECKPOINTED_TEXT, (ref.session_id, ref.number)
+    rows = yield CHECKPOINTED, (ref.session_id, ref.number)
     text = "".join(row[0] for row in rows)
-    return Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "")
+    cuts = " ".join(row[1] for row in rows if row[1]) or None
+    return Ending(TurnStatus.INTERRUPTED, text, checkpointed=text != "", cuts=cuts)
 
 
 def settle_abandoned(now: int) -> Transaction[int]:
     abandoned = yield from list_open()
     for ref in abandoned:
         ending = yield from _interruption(ref)
-        weight = item_weight(Message("assistant", ending.text)) if ending.text else 0
-        rows = yield SETTLE_SESSION, (int(ending.text != ""), weight, ref.session_id)
+        rows = yield SETTLE_SESSION, (*_added_by(ending), ref.session_id)
         yield from _close_turn(ref, rows[0], ending, now)
     return len(abandoned)
 
@@ -456,7 +550,7 @@ def settle_abandoned(now: int) -> Transaction[int]:
 NEXT_TURN = """
 SELECT s.turns, s.running,
     (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
-FROM sessions s WHERE s.owner = ? AND s.id = ?
+FROM sessions s WHERE ? IN (s.owner, s.user_name) AND s.id = ?
 """
 
 
@@ -470,27 +564,76 @@ def next_turn(owner: str, session_id: str, after: int) -> Transaction[NextTurn]:
 
 # --- Reading -----------------------------------------------------------------------------------
 
-GET_TURN = """
-SELECT t.status, t.model, t.created_at, t.finished_at, t.prompt_tokens, t.completion_tokens,
-    t.usage_estimated, t.error_code, t.error, t.retry_after, t.messages_sent,
-    t.messages_dropped, t.estimated_tokens, t.summarised
+TURN_COLUMNS = """t.status, t.model, t.created_at, t.finished_at, t.prompt_tokens,
+    t.completion_tokens, t.usage_estimated, t.error_code, t.error, t.retry_after,
+    t.messages_sent, t.messages_dropped, t.estimated_tokens, t.summarised, t.finish,
+    t.cached_tokens, t.reasoning_tokens"""
+GET_TURN = f"""
+SELECT d.data, d.cuts, {TURN_COLUMNS}
 FROM turns t JOIN sessions s ON s.id = t.session_id
-WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
+    LEFT JOIN turn_data d ON d.session_id = t.session_id AND d.number = t.number
+WHERE t.session_id = ? AND t.number = ? AND ? IN (s.owner, s.user_name)
 """
-REPLY_TEXT = """
-SELECT text FROM items WHERE session_id = ? AND turn = ? AND kind = 'assistant' ORDER BY position
+ITEMS_OF_TURN = """
+SELECT turn, position, kind, text, data, weight FROM items
+WHERE session_id = ? AND turn = ? ORDER BY position
 """
-# Of a reply in whose place another stands now.
-HIDDEN_REPLY_TEXT = REPLY_TEXT.replace("items", "hidden_items")
+# Of a turn in whose place another stands now.
+HIDDEN_ITEMS_OF_TURN = ITEMS_OF_TURN.replace("items", "hidden_items")
 
 
 def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
     rows = yield GET_TURN, (ref.session_id, ref.number, owner)
     if not rows:
         raise TurnNotFound("Turn not found")
-    turn = decode_turn(ref, rows[0])
-    words = REPLY_TEXT if turn.status.terminal else CHECKPOINTED_TEXT
-    texts = yield words, (ref.session_id, ref.number)
-    if not texts:
-        texts = yield HIDDEN_REPLY_TEXT, (ref.session_id, ref.number)
-    return StoredReply(turn, "".join(row[0] for row in texts))
+    data, cuts, *columns = rows[0]
+    turn = decode_turn(ref, columns)
+    items = yield from items_of_turn(ref)
+    text = "".join([kept.item.text for kept in items if is_reply(kept.item)])
+    if not turn.status.terminal:
+        checkpoints = yield CHECKPOINTED, (ref.session_id, ref.number)
+        text = "".join([row[0] for row in checkpoints])
+        cuts = " ".join([row[1] for row in checkpoints if row[1]])
+    return StoredReply(turn, text, items, data, cuts)
+
+
+def items_of_turn(ref: TurnRef) -> Transaction[Sequence[KeptItem]]:
+    """All that was said in a turn, listed or else hidden, in order."""
+    place = (ref.session_id, ref.number)
+    rows = (yield ITEMS_OF_TURN, place) or (yield HIDDEN_ITEMS_OF_TURN, place)
+    return [
+        KeptItem(turn, position, decode_item(kind, text, data), weight)
+        for turn, position, kind, text, data, weight in rows
+    ]
+
+
+def is_reply(item: Item) -> TypeGuard[Message]:
+    return isinstance(item, Message) and item.role == "assistant"
+
+
+# What prompts could show up to a turn.
+SHOWN_UP_TO = """
+SELECT COALESCE(SUM(weight), 0), COUNT(CASE WHEN kind IN ('user', 'assistant') THEN 1 END)
+FROM items WHERE session_id = ? AND turn <= ? AND in_prompt = 1
+"""
+SHOWN_IN_SESSION = """
+SELECT id, weight, message_count - hidden_count, turns FROM sessions WHERE """
+
+
+def read_history(
+    owner: str, before: TurnRef | SessionChoice, history_weight: int
+) -> Transaction[History]:
+    if isinstance(before, TurnRef):
+        if not (yield GET_TURN, (before.session_id, before.number, owner)):
+            raise TurnNotFound("Turn not found")
+        ref, sums = before, (yield SHOWN_UP_TO, (before.session_id, before.number))[0]
+    else:
+        by_id = isinstance(before, ById)
+        statement = SHOWN_IN_SESSION + (OF_ID if by_id else OF_ALIAS)
+        rows = yield statement, (owner, name_of(before))
+        if not rows:
+            raise SessionNotFound("Session not found")
+        id_, *sums, newest = rows[0]
+        ref = TurnRef(id_, newest)
+    items = yield from newest_items(ref, history_weight)
+    return History(items, int(sums[0]), int(sums[1]))

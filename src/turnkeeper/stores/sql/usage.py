@@ -26,10 +26,11 @@ _ENTRY = """owner, revision, model, status, finished_at, duration, first_delta, 
 RECORD_ENDED = f"""
 INSERT INTO usage_entries (session_id, turn, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-# Of turns that are deleted before they have ended: they are, for those who use it, cancelled.
+# Of turns that are deleted before they have ended: for whoever asks later, they were cancelled.
 RECORD_OPEN = f"""
 INSERT INTO usage_entries (session_id, turn, {_ENTRY})
-SELECT session_id, number, ?, ?, model, 'cancelled', ?, ? - created_at, NULL, NULL, NULL
+SELECT session_id, number, CAST(? AS TEXT), CAST(? AS TEXT), model, 'cancelled', created_at, 0,
+    NULL, NULL, NULL
 FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
 """
 NTH_ENTRY = "SELECT session_id, turn FROM usage_entries ORDER BY session_id, turn LIMIT 1 OFFSET ?"
@@ -59,13 +60,21 @@ def entry_of(ref: TurnRef, session: Row, turn: Row, ending: Ending, now: int) ->
     )
 
 
-def record_deleted(
-    session_id: str, owner: str, revision: str, *, is_open: bool, now: int
-) -> Transaction[None]:
-    """Add a session's turns to the sums before they are deleted; some may be open."""
-    if is_open:
-        yield RECORD_OPEN, (owner, revision, now, now, session_id)
-    rows = yield TAKE_ENTRIES_OF_SESSION, (session_id,)
+def record_open(sessions: Rows) -> Transaction[None]:
+    """Count the turns that are open in sessions whose turns are about to be deleted.
+
+    `sessions` have an id, an owner and a revision in front.
+    """
+    for session_id, owner, revision, *_ in sessions:
+        yield RECORD_OPEN, (owner, revision, session_id)
+
+
+def fold_sessions(which: str, id_: str) -> Transaction[None]:
+    """Add sessions' turns to the sums, where nothing tells any more whose session it was.
+
+    `which` is what follows `session_id` in a condition, with a place for `id_`.
+    """
+    rows = yield TAKE_ENTRIES_OF_SESSION.replace("= ?", which), (id_,)
     if rows:
         yield from _add_entries(rows)
 
@@ -212,8 +221,8 @@ def _numbers(sums: Sums) -> tuple[int, ...]:
 def _decode_sums(rows: Rows) -> Sums:
     """What rows have together, of whose columns `_SUMS` are the last: column by column."""
     columns: list[Any] = list(zip(*rows, strict=True))[-len(_NUMBERS) - 2 :]
-    spreads = (Spread.decode(*texts) for texts in columns[-2:])
-    return Sums(*(*map(sum, columns[:-2]), *spreads))
+    every: list[Any] = [*map(sum, columns[:-2]), *(Spread.decode(*texts) for texts in columns[-2:])]
+    return Sums(*every)
 
 
 _DAY = 86_400_000  # ms

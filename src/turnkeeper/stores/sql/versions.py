@@ -25,7 +25,15 @@ from turnkeeper.domain import (
 from turnkeeper.errors import MessageNotFound, NotRetryable, SessionNotFound, TurnNotFound
 from turnkeeper.stores.sql.deployments import get_basis
 from turnkeeper.stores.sql.idempotency import keep_made
-from turnkeeper.stores.sql.rows import Row, Rows, Transaction, decode_listed, encode_item
+from turnkeeper.stores.sql.items import DROP_SUMMARY, SUMS
+from turnkeeper.stores.sql.rows import (
+    OF_ID,
+    Row,
+    Rows,
+    Transaction,
+    decode_listed,
+    encode_item,
+)
 from turnkeeper.stores.sql.sessions import get_session
 from turnkeeper.stores.sql.turns import (
     INSERT_ITEM,
@@ -37,7 +45,7 @@ from turnkeeper.stores.sql.turns import (
 )
 
 # The kinds of items that a turn answers, which the turn that takes its place answers too.
-_ASKED = "('user', 'system', 'tool_result')"
+_ASKED = "('user', 'system', 'developer', 'tool_result', 'compaction')"
 
 # The place of the newest message there is to answer.
 NEWEST_ASKED = """
@@ -57,26 +65,17 @@ IS_LISTED = "SELECT 1 FROM items WHERE session_id = ? AND turn = ? LIMIT 1"
 GET_SLOT = "SELECT slot, input FROM turns WHERE session_id = ? AND number = ?"
 TURNS_IN_SLOT = "SELECT number, input FROM turns WHERE session_id = ? AND slot = ? ORDER BY number"
 
-# What some items add to their session: messages, those that no prompt shows, weight.
-_SUMS = """
-SELECT COUNT(CASE WHEN text <> '' AND (kind = 'user' OR (kind = 'assistant' AND in_prompt = 1))
-        THEN 1 END),
-    COUNT(CASE WHEN text <> '' AND kind = 'user' AND in_prompt = 0 THEN 1 END),
-    COALESCE(SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END), 0)
-FROM """
 _FROM = "items WHERE session_id = ? AND turn BETWEEN ? AND ?"
 _END = 2**53  # no turn has such a number
 _BRANCH = "hidden_items WHERE session_id = ? AND branch = ?"
-SUMS_FROM = _SUMS + _FROM
-SUMS_OF_BRANCH = _SUMS + _BRANCH
+SUMS_FROM = SUMS + _FROM
+SUMS_OF_BRANCH = SUMS + _BRANCH
 
 _ITEM = "session_id, turn, position, kind, text, data, weight, created_at, in_prompt"
 HIDE_FROM = (
     f"INSERT INTO hidden_items ({_ITEM}, branch) SELECT {_ITEM}, CAST(? AS BIGINT) FROM {_FROM}"
 )
 REMOVE_FROM = f"DELETE FROM {_FROM}"
-# One that tells of what is hidden now.
-DROP_SUMMARY = "DELETE FROM summaries WHERE session_id = ? AND turn >= ?"
 BRING_BACK = f"INSERT INTO items ({_ITEM}) SELECT {_ITEM} FROM {_BRANCH}"
 REMOVE_BRANCH = f"DELETE FROM {_BRANCH}"
 ADD_SUMS = """
@@ -99,13 +98,14 @@ def begin_version(new: NewVersion) -> Transaction[BegunTurn | TurnRef]:
     if begun is not None:
         return begun
     stored = yield from _begin_version(new)
-    yield from keep_made(new.key, stored.turn.ref.id)
+    yield from keep_made(new.key, stored.turn.ref.id, stored.turn.ref.session_id)
     return stored
 
 
 def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     taken = yield from take_number_of(new.owner, new.session, (0, 0, new.model, new.now))
     session_id, number, running = taken[:3]
+    owner = taken[5]
     if new.retried is not None:
         yield from _check_retryable(session_id, new.retried)
     if running != number:
@@ -126,10 +126,11 @@ def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
         stood = (slot, input_ if new.message is None else None)
     yield INSERT_VERSION, (session_id, number, choice.model, new.now, *stood)
     for position, item in enumerate(items):
-        yield INSERT_ITEM, (session_id, number, position, *item, new.now)
+        yield INSERT_ITEM, (session_id, number, position, *item, new.now, 1)
     turn = Turn(TurnRef(session_id, number), TurnStatus.RUNNING, choice.model, new.now)
     kept = yield from newest_items(turn.ref, choice.history_weight)
-    return BegunTurn(turn, History(kept, total_weight, message_count), basis)
+    history = History(kept, total_weight, message_count)
+    return BegunTurn(turn, history, basis, owner, asked=len(items))
 
 
 def _find_replaced(session_id: str, new: NewVersion) -> Transaction[tuple[int, bool]]:
@@ -241,9 +242,8 @@ WHERE i.session_id = ? AND i.turn = ? AND i.kind IN ('user', 'assistant') ORDER 
 """
 HIDDEN_WORDS_OF_TURN = WORDS_OF_TURN.replace("FROM items", "FROM hidden_items")
 
-LOCK_IDLE = """
-UPDATE sessions SET version = version + 1, updated_at = ? WHERE owner = ? AND id = ?
-RETURNING running
+LOCK_IDLE = f"""
+UPDATE sessions SET version = version + 1, updated_at = ? WHERE {OF_ID} RETURNING running
 """
 
 
