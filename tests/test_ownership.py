@@ -111,6 +111,7 @@ EXAMPLES = {
     "POST /api/deployments/{name}/rollback": Example({"engineStateId": "{state}"}),
     # native: the caller
     "GET /api/me": Example(others=200),
+    "GET /api/usage": Example(others=200),
 }
 
 

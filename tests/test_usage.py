@@ -48,7 +48,7 @@ async def test_usage_is_told_at_once_and_outlives_the_session(
     [line] = told["usage"]
     assert line["day"] == TODAY
     assert line["turns"] == {"completed": 1, "failed": 1, "cancelled": 0, "interrupted": 0}
-    assert line["tokens"] == {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    assert line["tokens"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     for times in (line["response_time"], line["time_to_first_token"]):
         assert set(times) == {"mean_ms", "p50_ms", "p95_ms", "p99_ms"}
     assert line["time_to_first_token"]["mean_ms"] <= line["response_time"]["mean_ms"]

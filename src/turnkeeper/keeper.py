@@ -15,6 +15,7 @@ from turnkeeper.clock import Leaps
 from turnkeeper.contracts import Store
 from turnkeeper.counts import Counts
 from turnkeeper.errors import StoreUnavailable
+from turnkeeper.observer import NOBODY, Observer
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Keeper:
         settle_strays: Callable[[], Awaitable[int]],
         keep_usage: Callable[[], Awaitable[None]] = _nothing,
         *,
+        observer: Observer = NOBODY,
         now: Callable[[], int],
         tick: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -58,6 +60,7 @@ class Keeper:
         self._counts = counts
         self._settle_strays = settle_strays
         self._keep_usage = keep_usage
+        self._observer = observer
         self._now = now
         self._tick = tick
         self._sleep = sleep
@@ -88,6 +91,7 @@ class Keeper:
         settled = await self._settle_strays()
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
+            self._observer.strays_settled(settled)
         await self.keep_counts()
         await self._keep_usage()
 
@@ -112,6 +116,7 @@ class Keeper:
         expired = await self._store.expire(SESSIONS, self._now())
         if expired.sessions:
             log.info("%d sessions expired", expired.sessions)
+            self._observer.sessions_expired(expired.sessions)
         dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, KEYS)
         more = expired.more or dropped == KEYS
         return more or await self._store.give_back_space()
