@@ -803,7 +803,8 @@ class UsageStore(Protocol):
     async def fold(self, requests: Mapping[tuple[str, str], int], limit: int) -> int:
         """Add at most `limit` turns to the sums that are read quickly; how many they were.
 
-        `requests` are counted with them, by owner and day (`YYYY-MM-DD`, in UTC).
+        `requests` are counted with them, by owner and day (`YYYY-MM-DD`, in UTC): those of users
+        that there are not, and who have no sessions, as everybody's alone.
         """
         ...
 

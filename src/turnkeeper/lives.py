@@ -271,7 +271,7 @@ class Lives:
             items=_finished_items(life, status),
             finish=_finish(life),
             cuts=reply.cuts(),
-            first_delta=None if life.first is None else round((life.first - life.began) * 1000),
+            first_delta=None if life.first is None else int((life.first - life.began) * 1000),
         )
 
     def play_unkept(self, reply: Reply, plan: Plan, history: History) -> asyncio.Task[None]:

@@ -178,9 +178,10 @@ async def test_a_user_has_what_the_end_users_have(store: SqlStore, usage: SqlUsa
     ],
 )
 async def test_users_are_told_apart_over_whole_months_and_parts(
-    usage: SqlUsage, first: str, last: str
+    store: SqlStore, usage: SqlUsage, first: str, last: str
 ) -> None:
     """Months are read in one piece, so each day's turns must be in or out by their own day."""
+    await begin(store, "ann")
     days = [date.isoformat() for date in all_days("2023-12-01", "2025-01-31")]
     await usage.fold({("ann", day): 1 for day in days}, 1)
     found = await usage.list_usage(None, "user", first, last)
@@ -193,9 +194,13 @@ def all_days(first: str, last: str) -> list[datetime]:
     return [datetime.fromordinal(number).date() for number in numbers]  # type: ignore[misc]
 
 
-async def test_requests_are_counted_by_day_and_user_and_are_of_no_model(usage: SqlUsage) -> None:
+async def test_requests_are_counted_by_day_and_user_and_are_of_no_model(
+    store: SqlStore, usage: SqlUsage
+) -> None:
+    for owner in ("ann", "app/kim"):
+        await begin(store, owner)
     assert await usage.fold({("ann", TODAY): 5, ("app/kim", TODAY): 2}, 10) == 0
-    await usage.fold({("ann", TODAY): 1}, 10)
+    await usage.fold({("ann", TODAY): 1, ("who was forgotten", TODAY): 9}, 10)
     by_user = await usage.list_usage(None, "user", *ALWAYS)
     assert {name: sums.requests for name, sums in by_user.items()} == {"ann": 6, "app": 2}
     assert await usage.list_usage("ann", "model", *ALWAYS) == {}

@@ -118,6 +118,12 @@ UPDATE usage_months SET durations = ?, first_deltas = ? WHERE month = ? AND user
 """
 DEPLOYMENT_OF = "SELECT deployment FROM revisions WHERE id = ?"
 
+# Requests of whoever has been forgotten meanwhile are nobody's.
+IS_KNOWN = """
+SELECT 1 WHERE EXISTS (SELECT 1 FROM users WHERE name = ?)
+    OR EXISTS (SELECT 1 FROM sessions WHERE user_name = ?)
+"""
+
 # What sums are of: the owner, the day, the deployment and the model.
 Base = tuple[str, str, str, str]
 Key = tuple[str, ...]
@@ -127,9 +133,11 @@ def fold(requests: Mapping[tuple[str, str], int], limit: int) -> Transaction[int
     """Add so many entries to the sums, and `requests` by owner and day; the number of entries."""
     nth = yield NTH_ENTRY, (limit - 1,)
     rows = yield (TAKE_ENTRIES, tuple(nth[0])) if nth else (TAKE_ALL_ENTRIES, ())
-    counted = {
-        (owner, day, "", ""): Sums(requests=count) for (owner, day), count in requests.items()
-    }
+    counted: dict[Base, Sums] = {}
+    for (owner, day), count in requests.items():
+        user = split_owner(owner)[0]
+        is_known = yield IS_KNOWN, (user, user)
+        _add(counted, (owner if is_known else "", day, "", ""), Sums(requests=count))
     yield from _add_entries(rows, counted)
     return len(rows)
 
@@ -139,13 +147,16 @@ def _add_entries(rows: Rows, sums: Mapping[Base, Sums] | None = None) -> Transac
     all_sums = {**(sums or {}), **sum_up(rows, deployments)}
     days: dict[Key, Sums] = {}
     months: dict[Key, Sums] = {}
+    key: Key
     for (owner, day, deployment, model), sum_ in all_sums.items():
         user, end_user = split_owner(owner)
-        for name in [("", ""), (user, ""), *([(user, end_user)] if end_user else [])]:
-            _add(days, (*name, day, "", ""), sum_)
-            if model:
-                _add(days, (*name, day, deployment, model), sum_)
-        _add(months, (day[:7], user), sum_)
+        names = [("", ""), (user, ""), (user, end_user or "")]
+        for who in names[: 1 if not user else 3 if end_user else 2]:
+            for part in {("", ""), (deployment, model)}:
+                key = (*who, day, *part)
+                _add(days, key, sum_)
+        if user:
+            _add(months, (day[:7], user), sum_)
     # In one order, so that no two who add wait for each other.
     for key in sorted(days):
         yield from _add_to(ADD_TO_DAY, KEEP_SPREADS_OF_DAY, key, days[key])
@@ -313,6 +324,23 @@ def _next_month(month: str) -> str:
 
 # --- Forgetting --------------------------------------------------------------------------------
 
-DELETE_DAYS_OF_USER = "DELETE FROM usage_days WHERE username = ?"
-DELETE_MONTHS_OF_USER = "DELETE FROM usage_months WHERE username = ?"
-DELETE_DAYS_OF_END_USER = "DELETE FROM usage_days WHERE username = ? AND end_user = ?"
+DELETE_DAYS_OF_USER = "DELETE FROM usage_days WHERE username = ? RETURNING day"
+DELETE_MONTHS_OF_USER = "DELETE FROM usage_months WHERE username = ? RETURNING month"
+DELETE_DAYS_OF_END_USER = """
+DELETE FROM usage_days WHERE username = ? AND end_user = ? RETURNING day
+"""
+
+
+def forget_usage(owner: str) -> Transaction[Mapping[str, int]]:
+    """Remove the sums that are an owner's; how many rows of each table.
+
+    What they have used stays in the sums of everybody, and an end user's in those of the user.
+    """
+    user, end_user = split_owner(owner)
+    if not user:  # those are everybody's
+        return {}
+    if end_user is not None:
+        return {"usage_days": len((yield DELETE_DAYS_OF_END_USER, (user, end_user)))}
+    days = yield DELETE_DAYS_OF_USER, (user,)
+    months = yield DELETE_MONTHS_OF_USER, (user,)
+    return {"usage_days": len(days), "usage_months": len(months)}
