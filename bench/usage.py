@@ -1,4 +1,4 @@
-"""What was used in a million turns, (k): how long `GET /api/usage` takes to tell it.
+"""What was used in a million turns, (l): how long `GET /api/usage` takes to tell it.
 
 The turns are of a year, of users and models of whom some are much busier than others. They are
 written as entries and added up by the server's own statements, so that the sums are what it would

@@ -379,9 +379,15 @@ class Store(Protocol):
         ...
 
     async def page_sessions(
-        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+        self,
+        owner: str,
+        wanted: SessionFilter,
+        after: str | None,
+        limit: int,
+        *,
+        oldest_first: bool = False,
     ) -> SessionPage:
-        """The owner's next sessions in order of creation, newest first, at most `limit`.
+        """The owner's next sessions in order of creation, newest first or not, at most `limit`.
 
         `after` is the id of the last one known; it need not exist any more. A page costs the
         same however many sessions there are: where few of them are `wanted`, it may hold fewer

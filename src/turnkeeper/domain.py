@@ -503,12 +503,14 @@ class Options(msgspec.Struct, frozen=True):
     """What a caller asks of one turn beside its words. It goes before what the session has.
 
     Attributes:
-        instructions: in place of the blueprint's system message; None leaves that.
+        instructions: in place of the system message of what prompts begin with; None leaves it.
         tool_choice: None is as the model does by itself.
         reply_format: None for plain text.
         reasoning_effort: as the provider names it.
         overflow: as in a `Blueprint`; None leaves that.
         extra: what else the provider is sent, as it is, by its own names.
+        alone: the model is shown what is asked and nothing of the blueprint's, nor its sampling.
+        frame: in place of what the session's prompts begin with; None leaves that.
     """
 
     sampling: Sampling = AS_IT_IS
@@ -520,6 +522,8 @@ class Options(msgspec.Struct, frozen=True):
     reasoning_effort: str | None = None
     overflow: Literal["truncate", "summarise", "error"] | None = None
     extra: Mapping[str, Any] = {}
+    alone: bool = False
+    frame: tuple[Message, ...] | None = None
 
 
 NO_OPTIONS = Options()

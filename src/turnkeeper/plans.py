@@ -123,12 +123,16 @@ class Plans:
 
     def _make(self, basis: Basis, wanted: str | None, options: Options) -> Plan:
         blueprint = basis.revision.blueprint
-        frame: tuple[Item, ...] = fill_in(blueprint, basis.variables)
-        sampling = sampling_of(blueprint)
+        frame: tuple[Item, ...] = ()
+        sampling = AS_IT_IS
+        if not options.alone:
+            frame, sampling = fill_in(blueprint, basis.variables), sampling_of(blueprint)
         if basis.config is not None:
             instructions = instructions_of(basis.config)
             frame = prompt.put_in_front(frame, instructions) if instructions else frame
             sampling = _override(sampling, Sampling(basis.config.temperature))
+        if options.frame is not None:
+            frame = options.frame
         if options.instructions is not None:
             frame = prompt.with_system(frame, options.instructions)
         weight = prompt.weigh(frame) + prompt.weigh_options(options)

@@ -168,9 +168,17 @@ class SqlStore:
         )
 
     async def page_sessions(
-        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+        self,
+        owner: str,
+        wanted: SessionFilter,
+        after: str | None,
+        limit: int,
+        *,
+        oldest_first: bool = False,
     ) -> SessionPage:
-        return await self._driver.read(lambda: sessions.page_sessions(owner, wanted, after, limit))
+        return await self._driver.read(
+            lambda: sessions.page_sessions(owner, wanted, after, limit, oldest_first=oldest_first)
+        )
 
     async def get_session(self, owner: str, session: SessionChoice) -> Session:
         return await self._driver.read(lambda: sessions.get_session(owner, session))

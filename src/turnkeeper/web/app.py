@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native
+from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native, openai
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
@@ -39,6 +39,7 @@ DIALECTS: tuple[Dialect, ...] = (
     documents.DIALECT,
     login.DIALECT,
     native.DIALECT,
+    openai.DIALECT,
 )
 
 _ROUTES = tuple(route for dialect in DIALECTS for route in dialect.routes)
