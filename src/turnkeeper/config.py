@@ -67,6 +67,7 @@ class Config(msgspec.Struct, frozen=True):
     body_limit: int
     header_timeout: float
     body_timeout: float
+    socket_lifetime: float
     queue_limit: int
     queue_timeout: float
     attempts: int

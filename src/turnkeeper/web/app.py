@@ -7,19 +7,23 @@ words its own errors. Every answer leaves through `Request.answer`, so none can 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import msgspec
 
 from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native
 from turnkeeper.dialects.exchange import (
+    WEBSOCKET,
     Answer,
     Call,
     Dialect,
     Outcome,
     Parts,
     Route,
+    Upgrade,
     encode_json,
 )
+from turnkeeper.domain import Caller
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
@@ -28,6 +32,7 @@ from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
 from turnkeeper.web.request import COMMON_HEADERS, STRICT_TRANSPORT, Request
 from turnkeeper.web.routes import RouteMap
+from turnkeeper.web.socket import Sockets
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +79,11 @@ class Web:
         public_url: str | None = None,
         *,
         proxies: frozenset[str] = frozenset(),
+        socket_lifetime: float = 3600,
     ) -> None:
         """`body_limit` is in bytes; `public_url` is where clients reach us, if not by `Host`.
+
+        A WebSocket is open for `socket_lifetime` seconds at most.
 
         `proxies` are believed when they say where a request comes from.
 
@@ -89,7 +97,8 @@ class Web:
         is_https = public_url is not None and public_url.startswith("https:")
         self._common = (*COMMON_HEADERS, STRICT_TRANSPORT) if is_https else COMMON_HEADERS
         self._random = Randomness()
-        self._body_limit = body_limit
+        self._sockets = Sockets(socket_lifetime)
+        self.body_limit = body_limit
         self._page = read_page("chat.html")
         self._index = chatbot.encode_index(_ROUTES)
         self._routes = RouteMap(
@@ -111,7 +120,15 @@ class Web:
         except Exception:
             log.exception("Request %s failed through a fault of our own", request.id.decode())
             outcome = _INTERNAL_ERROR
-        await request.answer(outcome)
+        if isinstance(outcome, Upgrade):
+            admit = partial(self._admit, request)
+            await request.open_socket(outcome, self._sockets, admit)
+        else:
+            await request.answer(outcome)
+
+    async def hang_up(self) -> None:
+        """End what is said on WebSockets: the server is stopping, and its turns have ended."""
+        await self._sockets.hang_up()
 
     async def _serve(self, request: Request) -> Outcome:
         """Find what is served at the path, and do it."""
@@ -122,17 +139,21 @@ class Web:
         method = "GET" if request.method == "HEAD" else request.method
         act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
         try:
-            caller = LOCAL
-            if self._access is not None:  # who is not known is not even told what there is
-                caller = await self._access.admit(request, is_open=endpoint.is_open)
+            # Who is not known is not even told what there is.
+            caller = await self._admit(request, is_open=endpoint.is_open)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:
                 return _other_method(request.method, endpoint)
-            call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
+            call = await request.read(caller, path_values, self.body_limit, base=self._public_url)
             return await act(call)
         except TurnkeeperError as error:
             return encode_error(error)
+
+    async def _admit(self, request: Request, *, is_open: bool = False) -> Caller:
+        if self._access is None:
+            return LOCAL
+        return await self._access.admit(request, is_open=is_open)
 
     # --- What is served where ------------------------------------------------------------------
 
@@ -195,9 +216,12 @@ def _nothing(path: str) -> tuple[Endpoint, dict[str, str]]:
 
 def _other_method(method: str, endpoint: Endpoint) -> Answer:
     """OPTIONS, or a method that the path does not have."""
-    allowed = {*endpoint.acts, "OPTIONS"} | ({"HEAD"} if "GET" in endpoint.acts else set())
+    methods = endpoint.acts.keys() - {WEBSOCKET}
+    allowed = {*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
     headers = ((b"allow", ", ".join(sorted(allowed)).encode()),)
     if method == "OPTIONS":
         return Answer(204, b"", headers)
-    refusal = endpoint.encode_error(MethodNotAllowed(f"{method} is not allowed here"))
+    is_handshake = method == WEBSOCKET
+    what = "No WebSocket can be opened here" if is_handshake else f"{method} is not allowed here"
+    refusal = endpoint.encode_error(MethodNotAllowed(what))
     return msgspec.structs.replace(refusal, headers=headers)
