@@ -1,0 +1,1 @@
+"""OpenAI's own wire formats: models, chat completions, responses, conversations."""
