@@ -9,7 +9,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from math import ceil
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,6 +29,7 @@ from turnkeeper.domain import (
     NO_OPTIONS,
     Basis,
     ById,
+    Compacted,
     History,
     IdempotencyKey,
     Item,
@@ -42,6 +45,7 @@ from turnkeeper.domain import (
     Turn,
     TurnRef,
     TurnStatus,
+    Usage,
     check_text,
     counts_as_message,
     item_weight,
@@ -58,11 +62,14 @@ from turnkeeper.errors import (
 )
 from turnkeeper.following import SessionFollower
 from turnkeeper.lives import Begin, Lives
-from turnkeeper.making import Maker, Work
+from turnkeeper.making import Maker, Work, add_usage
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply, Taken
+from turnkeeper.summaries import Summaries, compactable
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +99,7 @@ class Engine:
         self._store = store
         self._policy = policy
         self._maker = Maker(policy, store, plans.counts, jitter=jitter)
+        self._summaries = Summaries(store, plans.counts)
         self._now = now
         self._new_id = new_id
         self._offers = offers.by_id
@@ -106,7 +114,7 @@ class Engine:
             now=now,
             on_begun=self._tell_watchers,
         )
-        self._passing: set[asyncio.Task[None]] = set()  # of which nothing is kept
+        self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
         self._watchers: dict[str, set[SessionFollower]] = {}  # by the session they follow
         self._loop = asyncio.get_running_loop()
 
@@ -325,13 +333,7 @@ class Engine:
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
         making = self._maker.make(work, History((), 0, 0))
-        task = self._note_passing(self._loop.create_task(making))
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not self.stopping:
-                raise
-            raise ServerStopping("The server is stopping; try again in a moment") from None
+        await self._pass(self._loop.create_task(making))
         return work.reply.text
 
     async def answer_unkept(
@@ -370,6 +372,72 @@ class Engine:
         self._note_passing(self._lives.play_unkept(reply, plan, _behind(history, items)))
         return reply
 
+    async def compact(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        wish: str = "",
+        before: TurnRef | None = None,
+    ) -> Compacted:
+        """Have a model tell of items, and of what was said up to the turn `before` them.
+
+        Nothing is kept. `wish` is what the caller asks of what is told.
+
+        Raises:
+            UnknownModel, TurnNotFound, ContextTooLong, ServerStopping, StoreUnavailable,
+            ProviderError.
+        """
+        self._check_open()
+        plan = self._plans.make(await self._basis(owner, before), self.check_model(model))
+        first = plan.candidates[0]
+        history = History((), 0, 0)
+        if before is not None:
+            history = await self._store.read_history(owner, before, compactable(first))
+        spent: list[Usage] = []
+        telling = self._summaries.compact(_behind(history, items), first, wish, spent.append)
+        made = await self._pass(self._loop.create_task(telling))
+        return Compacted(made, reduce(add_usage, spent, Usage(0, 0)))
+
+    async def count_tokens(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        before: TurnRef | SessionChoice | None = None,
+    ) -> int:
+        """How many tokens a prompt of these items has behind what was said `before`, about.
+
+        It is as near as what the provider has reported of this model's prompts up to now.
+
+        Raises:
+            UnknownModel, SessionNotFound, TurnNotFound, StoreUnavailable.
+        """
+        asked = self.check_model(model)
+        plan = self._plans.make(await self._basis(owner, before), asked, options)
+        weight = plan.frame_weight + prompt.weigh(items)
+        if before is not None:
+            weight += (await self._store.read_history(owner, before, 0)).total_weight
+        rate = self._plans.counts.likely_bytes_per_token(plan.candidates[0].offer.model.id)
+        return ceil(weight / rate)
+
+    async def _pass(self, task: asyncio.Task[T]) -> T:
+        """What a task makes of which nothing is kept; the server's stopping ends it.
+
+        Raises:
+            ServerStopping, and what it raises.
+        """
+        self._note_passing(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            raise ServerStopping("The server is stopping; try again in a moment") from None
+
     async def _basis(self, owner: str, session: TurnRef | SessionChoice | None) -> Basis:
         """What a turn in a session is made on, or in a new one."""
         if session is None:
@@ -379,10 +447,9 @@ class Engine:
             session = ById(session.session_id)
         return await self._store.get_basis(owner, session)
 
-    def _note_passing(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+    def _note_passing(self, task: asyncio.Task[Any]) -> None:
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
-        return task
 
     async def read_turn(self, owner: str, ref: TurnRef) -> StoredReply:
         """A turn as the store has it, with all that was said in it.
