@@ -82,12 +82,24 @@ HEAD = 0  # after the headers, before the first delta; n is after the nth delta
 FINISHED = 1_000_000  # after [DONE], before the end of the body
 
 
+@dataclass(frozen=True)
+class CallOf:
+    """A tool that the model calls, with its arguments in the pieces they come in."""
+
+    name: str
+    arguments: Sequence[str] = ("{}",)
+    id: str = "call_1"
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """How one call is answered. As it stands: a proper reply of two words, each in its own write.
 
     Attributes:
         deltas: the pieces of the reply's text.
+        reasoning: the pieces of what is thought before it, under the name `reasoning_name`.
+        refusal: the pieces of a refusal, after it.
+        tool_calls: the tools that are called, after that.
         at: steps to take in the middle of the answer, by place: `BEFORE`, `HEAD`, n for after
             the nth delta, `FINISHED`. After a `Hang`, `Cut` or `Reset` nothing more is sent.
         first_delay, delta_delay: seconds before the headers, and between deltas.
@@ -107,6 +119,10 @@ class Plan:
     """
 
     deltas: Sequence[str] = ("Hello ", "there")
+    reasoning: Sequence[str] = ()
+    reasoning_name: str = "reasoning_content"
+    refusal: Sequence[str] = ()
+    tool_calls: Sequence[CallOf] = ()
     at: Mapping[int, Step] = field(default_factory=dict)
     first_delay: float = 0
     delta_delay: float = 0
@@ -150,7 +166,10 @@ class Call:
     def last_user_message(self) -> str:
         """The text of the newest message of a user, or nothing."""
         contents = [m["content"] for m in self.body["messages"] if m["role"] == "user"]
-        return contents[-1] if contents else ""
+        newest = contents[-1] if contents else ""
+        if isinstance(newest, str):
+            return newest
+        return "".join(part["text"] for part in newest if part["type"] == "text")
 
 
 Script = Callable[[Call], Plan]
@@ -232,6 +251,7 @@ def _events(plan: Plan) -> Iterator[bytes | Step]:
         yield _chunk(plan, {"role": "assistant", "content": ""})
     if plan.null_first:
         yield _chunk(plan, {"role": "assistant", "content": None})
+    yield from (_chunk(plan, {plan.reasoning_name: piece}) for piece in plan.reasoning)
     for number, delta in enumerate(plan.deltas, start=1):
         if plan.delta_delay and number > 1:
             yield Sleep(plan.delta_delay)
@@ -239,9 +259,21 @@ def _events(plan: Plan) -> Iterator[bytes | Step]:
         yield _stamp(plan) if plan.stamped else _chunk(plan, {"content": delta}, usage=usage)
         if number in plan.at:
             yield plan.at[number]
+    yield from (_chunk(plan, {"refusal": piece}) for piece in plan.refusal)
+    for index, call in enumerate(plan.tool_calls):
+        yield from _call_chunks(plan, index, call)
     yield from map(_event, plan.chunks)
     yield from (_event(msgspec.json.encode(error)) for error in plan.errors)
     yield from _ending(plan)
+
+
+def _call_chunks(plan: Plan, index: int, call: CallOf) -> Iterator[bytes]:
+    function = {"name": call.name, "arguments": ""}
+    begun = {"index": index, "id": call.id, "type": "function", "function": function}
+    yield _chunk(plan, {"tool_calls": [begun]})
+    for piece in call.arguments:
+        more = {"index": index, "function": {"arguments": piece}}
+        yield _chunk(plan, {"tool_calls": [more]})
 
 
 _TIME = b"%020d"  # a place of fixed width, since the chunk's length goes before it

@@ -10,12 +10,14 @@ from turnkeeper.domain import (
     Blueprint,
     Context,
     History,
+    ImagePart,
     Item,
     KeptItem,
     Message,
     Model,
     OutlineEntry,
     Passage,
+    TextPart,
     ToolCall,
     ToolResult,
     item_weight,
@@ -106,8 +108,46 @@ def test_a_tool_result_is_never_shown_without_its_call() -> None:
     call = (Message("user", "weather?"), ToolCall("c1", "weather", "{}" + " " * 300))
     result = (ToolResult("c1", "rain"), Message("user", "and?"))
     found = shown(history(call, result, said(500)), 800)
-    assert ToolResult("c1", "rain") not in found
-    assert found[0] == Message("user", "and?")
+    assert found == list(said(500))  # what follows from a call goes with it
+
+
+CALL, RESULT = ToolCall("c1", "weather", "{}"), ToolResult("c1", "rain")
+
+
+def test_a_chain_of_calls_too_long_for_the_model_loses_its_beginning() -> None:
+    steps = [
+        (ToolResult(f"c{n}", "x" * 300), ToolCall(f"c{n + 1}", "weather", "{}")) for n in range(9)
+    ]
+    start = (Message("user", "weather?"), ToolCall("c0", "weather", "{}"))
+    found = prompt.pair(shown(history(start, *steps, (ToolResult("c9", "rain"),)), 1000))
+    assert found[-1] == ToolResult("c9", "rain")
+    assert found[-2] == ToolCall("c9", "weather", "{}")
+    called = [item.call_id for item in found if isinstance(item, ToolCall)]
+    assert called == [item.call_id for item in found if isinstance(item, ToolResult)]
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([CALL, RESULT], [CALL, RESULT]),
+        ([CALL, Message("user", "never mind")], [Message("user", "never mind")]),
+        ([RESULT, Message("user", "and?")], [Message("user", "and?")]),
+        ([RESULT, CALL], []),
+        ([CALL, RESULT, RESULT], [CALL, RESULT]),
+    ],
+)
+def test_calls_and_results_are_shown_in_pairs(items: list[Item], expected: list[Item]) -> None:
+    """An unpaired one has every later call of a provider fail: a history poisoned for good."""
+    assert prompt.pair(items) == expected
+
+
+def test_a_picture_takes_room_and_tells_nothing_of_how_a_model_counts() -> None:
+    picture = Message("user", "see", (TextPart("see"), ImagePart("data:image/png;base64,AAAA")))
+    items = history((picture,))
+    sent = prompt.fit(items, 10_000)
+    seen = prompt.show("m", items, sent, 3.0)
+    assert seen.has_images
+    assert seen.weight > 1000
 
 
 def test_a_message_too_large_for_the_model_is_refused() -> None:

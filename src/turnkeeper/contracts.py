@@ -124,14 +124,15 @@ class BegunTurn(msgspec.Struct, frozen=True):
     """A turn that is now stored, `running` or `queued`.
 
     A queued one has no items in its `history` yet: `get_history` gets them when it runs. A
-    running one has as many as its choice's `history_weight` asks for. `ahead` are the numbers of
-    the turns before it that are not over, where the basis says that it interrupts them. `asked`
-    is how many items of its own it answers.
+    running one has as many as its choice's `history_weight` asks for. `owner` is its session's.
+    `ahead` are the numbers of the turns before it that are not over, where the basis says that it
+    interrupts them. `asked` is how many items of its own it answers.
     """
 
     turn: Turn
     history: History
     basis: Basis
+    owner: str
     ahead: Sequence[int] = ()
     asked: int = 1
 

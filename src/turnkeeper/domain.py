@@ -186,7 +186,7 @@ class RefusalPart(msgspec.Struct, frozen=True, tag="refusal"):
 Part = TextPart | ImagePart | RefusalPart
 
 
-class Message(msgspec.Struct, frozen=True, tag="message"):
+class Message(msgspec.Struct, frozen=True, tag="message", omit_defaults=True):
     """Words of one speaker. `role` is `user`, `assistant`, `system` or `developer`.
 
     `parts` is what it consists of, in order, where that is more than `text`, which is then all
@@ -198,7 +198,7 @@ class Message(msgspec.Struct, frozen=True, tag="message"):
     parts: tuple[Part, ...] = ()
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
+class ToolCall(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
     """The model asks for a function; `arguments` is the JSON text it wrote, kept exactly.
 
     Where the tool is `custom`, they are the one string that it takes.
@@ -210,7 +210,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
     custom: bool = False
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
+class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", omit_defaults=True):
     """What the client's function gave back for the call of the same `call_id`.
 
     `parts` as in a `Message`.
@@ -652,6 +652,7 @@ class Session(msgspec.Struct, frozen=True):
         version: another one after every change to the session or what was said in it.
         section, document: the section whose chat it is, and the document that is in.
         config, context_documents: what its client keeps with it.
+        end_user: the one it belongs to, if an application made it for one.
     """
 
     id: str
@@ -674,6 +675,7 @@ class Session(msgspec.Struct, frozen=True):
     document: str | None
     config: Mapping[str, Any]
     context_documents: Sequence[str]
+    end_user: str | None = None
 
     @property
     def stamp(self) -> str:
@@ -1008,6 +1010,22 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 # --- Owners ------------------------------------------------------------------------------------
+
+END_USER_LENGTH = 256
+
+
+def check_end_user(text: str) -> str:
+    """`text` itself, if an application may call one of its users so.
+
+    Raises:
+        InvalidRequest
+    """
+    if not (0 < len(text) <= END_USER_LENGTH and text.isprintable() and text == text.strip()):
+        raise InvalidRequest(
+            f"The name of an end user has 1 to {END_USER_LENGTH} characters that can be printed,"
+            " without spaces around it"
+        )
+    return text
 
 
 def make_owner(user: str, end_user: str | None = None) -> str:

@@ -48,6 +48,7 @@ from turnkeeper.domain import (
     Usage,
     check_text,
     counts_as_message,
+    is_for,
     item_weight,
     texts_of,
 )
@@ -490,7 +491,7 @@ class Engine:
         """
         for pause in _LOOKS:
             reply = self._lives.find(ref)
-            if reply is not None and reply.owner == owner:
+            if reply is not None and is_for(owner, reply.owner):
                 return reply
             # Before the look in the store: what begins meanwhile would be there, and not here.
             may_begin = self._lives.beginning
@@ -636,7 +637,7 @@ class Engine:
     async def _begin(self, owner: str, begin: Begin, model: str | None, options: Options) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(owner, begin, model, options)
+        found = await self._lives.begin(begin, model, options)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)

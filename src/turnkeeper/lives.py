@@ -91,15 +91,13 @@ class Lives:
 
     # --- From outside --------------------------------------------------------------------------
 
-    async def begin(
-        self, owner: str, begin: Begin, model: str | None, options: Options
-    ) -> Reply | TurnRef:
+    async def begin(self, begin: Begin, model: str | None, options: Options) -> Reply | TurnRef:
         """Start a life; returns its reply once it is stored, or the turn that had been before.
 
         `model` and `options` are what the caller asked for. Raises what `begin` raises.
         """
         begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(owner, begin, model, options, begun))
+        self._spawn(self._live(begin, model, options, begun))
         return await begun
 
     @property
@@ -161,7 +159,6 @@ class Lives:
 
     async def _live(
         self,
-        owner: str,
         begin: Callable[[], Awaitable[BegunTurn | TurnRef]],
         model: str | None,
         options: Options,
@@ -183,7 +180,7 @@ class Lives:
         ref, basis = stored.turn.ref, stored.basis
         self._remember(basis.revision)
         plan = self._plans.make(basis, model, options)
-        reply = Reply(owner, stored.turn, stored.asked)
+        reply = Reply(stored.owner, stored.turn, stored.asked)
         if plan.blueprint.on_disconnect == "cancel":
             reply.on_abandoned = lambda: self.stop(ref, TurnStatus.CANCELLED)
         life = self._by_ref[ref] = _Life(reply, plan, share=len(self._by_ref) % _SHARES)

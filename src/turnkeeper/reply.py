@@ -421,9 +421,9 @@ class Follower(_Place):
         if self.finished:
             return []
         reply = self.reply
-        if self._is_beyond and reply.ended is None:
+        if self._is_beyond:
             self._go_on()
-            if self._is_beyond:
+            if self._is_beyond and reply.ended is None:
                 return []
         if reply.ended is None and not self._wants_start and not self._missed:  # nearly always
             return self._growth() if reply.deltas > self._number else []

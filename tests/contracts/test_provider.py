@@ -36,7 +36,7 @@ from turnkeeper.domain import (
     check_text,
 )
 from turnkeeper.errors import ConfigError, ProviderError
-from turnkeeper.events import TextDelta, UsageReport
+from turnkeeper.events import Finished, TextDelta, UsageReport
 from turnkeeper.providers import catalog
 from turnkeeper.providers.eliza import Eliza
 from turnkeeper.providers.faults import Timeouts, parse_retry_after
@@ -294,12 +294,17 @@ async def test_each_delta_is_yielded_when_it_comes(model, provider):
         first.set()
         assert await anext(stream) == [TextDelta("two")]
         second.set()
-        assert [event async for batch in stream for event in batch] == [UsageReport(Usage(7, 2))]
+        assert [event async for batch in stream for event in batch] == [
+            Finished("stop"),
+            UsageReport(Usage(7, 2)),
+        ]
 
 
 async def test_what_came_together_is_yielded_together(model, provider):
     model.script = lambda _: Plan(one_write=True)
-    assert await batches(provider) == [[TextDelta("Hello there"), UsageReport(Usage(7, 2))]]
+    assert await batches(provider) == [
+        [TextDelta("Hello there"), Finished("stop"), UsageReport(Usage(7, 2))]
+    ]
 
 
 WHOLE = {

@@ -14,19 +14,23 @@ from turnkeeper.domain import (
     Blueprint,
     ByAlias,
     ById,
+    Compaction,
     Context,
     Ending,
     Failure,
+    ImagePart,
     Item,
     Kept,
     ListedItem,
     Message,
     ModelChoice,
     Reasoning,
+    RefusalPart,
     Revision,
     Session,
     SessionChoice,
     SessionFilter,
+    TextPart,
     ToolCall,
     ToolResult,
     TurnRef,
@@ -74,6 +78,9 @@ def a_turn(
     deployment: str = "default",
     scope: str | None = None,
     kept: Kept | None = None,
+    after: TurnRef | None = None,
+    data: str | None = None,
+    bare: bool = False,
 ) -> NewTurn:
     """A turn; an alias makes a session."""
     if isinstance(session, ByAlias):
@@ -91,6 +98,9 @@ def a_turn(
         revisions={},
         now=NOW,
         kept=kept,
+        after=after,
+        data=data,
+        bare=bare,
     )
 
 
@@ -163,13 +173,26 @@ ITEMS: tuple[Item, ...] = (
     ToolResult("call_1", "rain; DROP TABLE items; --"),
     Reasoning("hm\r\n"),
     Message("system", ""),
+    Message("user", "see", (TextPart("see"), ImagePart("data:image/png;base64,AA==", "low"))),
+    Message("assistant", "No.", (RefusalPart("No."),)),
+    ToolCall("call_2", "shell", "ls -l", custom=True),
+    ToolResult("call_2", "", custom=True, parts=(ImagePart("https://example.org/a.png"),)),
+    Compaction("They spoke of rain."),
 )
 
 
 async def test_items_of_every_kind_come_back_exactly(store: Store) -> None:
     begun = await store.begin_turn(a_turn(*ITEMS))
-    assert tuple(kept.item for kept in begun.history.items) == ITEMS
-    assert [kept.position for kept in begun.history.items] == [0, 1, 2, 3, 4]
+    listed = await store.list_items("ann", ById(begun.turn.ref.session_id), None, 100)
+    assert tuple(kept.item for kept in listed) == ITEMS
+    assert [kept.position for kept in listed] == list(range(len(ITEMS)))
+
+
+async def test_what_a_model_has_thought_is_in_no_prompt(store: Store) -> None:
+    begun = await store.begin_turn(a_turn(*ITEMS))
+    shown = tuple(item for item in ITEMS if not isinstance(item, Reasoning))
+    assert tuple(kept.item for kept in begun.history.items) == shown
+    assert begun.history.total_weight == sum(map(item_weight, shown))
 
 
 async def test_a_megabyte_of_text_comes_back_exactly(store: Store) -> None:

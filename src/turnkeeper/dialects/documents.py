@@ -52,6 +52,7 @@ from turnkeeper.domain import (
     SectionDraft,
     SectionType,
     find_session,
+    split_owner,
 )
 from turnkeeper.errors import (
     AccessDenied,
@@ -312,7 +313,7 @@ def encode_document(document: Document) -> dict[str, Any]:
     return {
         "id": document.id,
         "title": document.title,
-        "author": document.owner,
+        "author": split_owner(document.owner)[1] or document.owner,
         "sections_count": document.sections,
         "created_at": encode_time(document.created_at),
         "updated_at": encode_time(document.updated_at),

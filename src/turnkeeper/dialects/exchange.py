@@ -17,7 +17,7 @@ import msgspec
 from turnkeeper.accounts import Accounts
 from turnkeeper.contracts import Made
 from turnkeeper.deployments import Deployments
-from turnkeeper.domain import Caller, IdempotencyKey
+from turnkeeper.domain import Caller, IdempotencyKey, check_end_user
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
@@ -86,6 +86,19 @@ class Call(msgspec.Struct, frozen=True):
         """Whether the reply is to be sent while it is made; `asked` is what the body says."""
         return asked or "text/event-stream" in self.header(b"accept")
 
+    def on_behalf_of(self, end_user: str | None) -> "Call":
+        """The call, made for one of its caller's own users, as a dialect's body may say; or None.
+
+        What the caller was already made for, by header or token, goes before it.
+
+        Raises:
+            InvalidRequest: no end user can be called so.
+        """
+        if end_user is None or self.who.end_user is not None or self.who.session is not None:
+            return self
+        who = acting_for(self.who, end_user)
+        return msgspec.structs.replace(self, caller=who.owner, who=who)
+
     def key(self) -> IdempotencyKey | None:
         """The caller's own name for this request; None if it was given none.
 
@@ -100,6 +113,15 @@ class Call(msgspec.Struct, frozen=True):
                 f"Idempotency-Key must be 1 to {_KEY_LENGTH} visible characters of ASCII"
             )
         return IdempotencyKey(self.caller, given.decode(), tell_apart(self.line, self.body))
+
+
+def acting_for(caller: Caller, end_user: str) -> Caller:
+    """A caller, who now acts for one of its own users and sees no other's.
+
+    Raises:
+        InvalidRequest: no end user can be called so.
+    """
+    return msgspec.structs.replace(caller, end_user=check_end_user(end_user))
 
 
 _KEY_LENGTH = 255

@@ -46,6 +46,7 @@ def encode_summary(session: Session) -> dict[str, Any]:
         "message_count": session.message_count,
         "pinned": session.pinned,
         "archived": session.archived,
+        **({} if session.end_user is None else {"end_user": session.end_user}),
         "metadata": session.metadata,
         "created_at": encode_time(session.created_at),
         "updated_at": encode_time(session.updated_at),

@@ -21,6 +21,7 @@ from turnkeeper.dialects.exchange import (
     Parts,
     Route,
     Upgrade,
+    acting_for,
     encode_json,
 )
 from turnkeeper.domain import Caller
@@ -141,6 +142,9 @@ class Web:
         try:
             # Who is not known is not even told what there is.
             caller = await self._admit(request, is_open=endpoint.is_open)
+            end_user = request.end_user()
+            if end_user is not None:
+                caller = acting_for(caller, end_user)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:

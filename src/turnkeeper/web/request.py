@@ -43,7 +43,7 @@ _NO_STORE = (b"cache-control", b"no-store")
 _ASK_AGAIN = (b"cache-control", b"private, no-cache")
 
 # Headers of which two would say two things, and someone in front may have believed the other.
-_SINGLE = (b"authorization", b"x-api-key", b"idempotency-key")
+_SINGLE = (b"authorization", b"x-api-key", b"x-end-user", b"idempotency-key")
 
 PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_SECONDS = b"600"
@@ -138,6 +138,18 @@ class Request:
     def host(self) -> str:
         """What the request calls us."""
         return self.headers.get(b"host", b"").decode("latin-1")
+
+    def end_user(self) -> str | None:
+        """For which of its own users an application says that it asks.
+
+        Raises:
+            InvalidRequest: it is not UTF-8.
+        """
+        name = self.headers.get(b"x-end-user")
+        try:
+            return None if name is None else name.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("X-End-User is not UTF-8") from None
 
     def _refuse_doubles(self) -> None:
         names = [name for name, _ in self._header_list]

@@ -7,6 +7,7 @@ ranks of the document are made anew.
 
 from collections.abc import Collection, Sequence
 
+import msgspec
 from msgspec import UNSET
 
 from turnkeeper.contracts import ChangedSection, NewSection, NewSession, OpenedChat
@@ -19,7 +20,9 @@ from turnkeeper.domain import (
     SectionChange,
     SectionSize,
     TurnRef,
+    is_for,
     make_stamp,
+    split_owner,
 )
 from turnkeeper.errors import (
     AccessDenied,
@@ -28,25 +31,25 @@ from turnkeeper.errors import (
     SectionNotFound,
 )
 from turnkeeper.stores.sql.idempotency import once
-from turnkeeper.stores.sql.rows import Rows, Transaction
-from turnkeeper.stores.sql.sessions import DELETE_DATA, DELETE_SAID, create_session
+from turnkeeper.stores.sql.rows import OF_ID, Rows, Transaction
+from turnkeeper.stores.sql.sessions import DELETE_BELONGINGS, DELETE_SAID, create_session
 
 # --- Documents ---------------------------------------------------------------------------------
 
 _DOCUMENT = """
-SELECT id, owner, title, sections, version, created_at, updated_at FROM documents WHERE owner = ?
-"""
-LIST_DOCUMENTS = _DOCUMENT + "ORDER BY id DESC"
-GET_DOCUMENT = _DOCUMENT + "AND id = ?"
+SELECT id, owner, title, sections, version, created_at, updated_at FROM documents WHERE """
+LIST_DOCUMENTS = _DOCUMENT + "user_name = ? ORDER BY id DESC"
+LIST_DOCUMENTS_OF_END_USER = _DOCUMENT + "owner = ? AND owner <> user_name ORDER BY id DESC"
+GET_DOCUMENT = _DOCUMENT + OF_ID
 INSERT_DOCUMENT = """
-INSERT INTO documents (id, owner, title, sections, version, created_at, updated_at)
-VALUES (?, ?, ?, ?, 0, ?, ?)
+INSERT INTO documents (id, owner, user_name, title, sections, version, created_at, updated_at)
+VALUES (?, ?, ?, ?, ?, 0, ?, ?)
 """
 # Locks the document for whoever changes something in it.
-CHANGE_DOCUMENT = """
+CHANGE_DOCUMENT = f"""
 UPDATE documents SET title = COALESCE(?, title), sections = sections + ?, version = version + 1,
     updated_at = ?
-WHERE owner = ? AND id = ? RETURNING version, sections
+WHERE {OF_ID} RETURNING version, sections
 """
 DELETE_DOCUMENT = "DELETE FROM documents WHERE id = ?"
 
@@ -74,14 +77,16 @@ def _create_document(
     sections: Sequence[NewSection],
     now: int,
 ) -> Transaction[Document]:
-    yield INSERT_DOCUMENT, (document_id, owner, title, len(sections), now, now)
+    user, _ = split_owner(owner)
+    yield INSERT_DOCUMENT, (document_id, owner, user, title, len(sections), now, now)
     for number, new in enumerate(sections, 1):
         yield from _insert_section(document_id, new, number * _GAP, now)
     return (yield from get_document(owner, document_id))
 
 
 def list_documents(owner: str) -> Transaction[Sequence[Document]]:
-    rows = yield LIST_DOCUMENTS, (owner,)
+    _, end_user = split_owner(owner)
+    rows = yield LIST_DOCUMENTS_OF_END_USER if end_user else LIST_DOCUMENTS, (owner,)
     return [Document(*row) for row in rows]
 
 
@@ -240,7 +245,7 @@ def _find_section(owner: str, document_id: str, section_id: str) -> Transaction[
 def _find_link(owner: str, document_id: str, section_id: str) -> Transaction[str | None]:
     """The session that a section is linked to."""
     rows = yield PLACE_OF_SECTION, (section_id,)
-    if not rows or tuple(rows[0][:2]) != (document_id, owner):
+    if not rows or rows[0][0] != document_id or not is_for(owner, rows[0][1]):
         raise _not_here(rows, owner)
     link: str | None = rows[0][2]
     return link
@@ -248,7 +253,7 @@ def _find_link(owner: str, document_id: str, section_id: str) -> Transaction[str
 
 def _not_here(places: Rows, owner: str) -> SectionNotFound:
     """Seed 003 tells a section that is nowhere from one in another document of the caller's."""
-    is_elsewhere = places and places[0][1] == owner
+    is_elsewhere = places and is_for(owner, places[0][1])
     return SectionNotFound(f"Section not found{' in this document' if is_elsewhere else ''}")
 
 
@@ -351,7 +356,7 @@ def _delete_chats(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     """Delete sessions with all that belongs to them; returns the turns that were not over."""
     yield _DELETE_CHATS + which, (id_,)  # first: that locks them, so that no turn begins there
     open_turns = yield _OPEN_TURNS + which, (id_,)
-    for statement in (*DELETE_SAID, DELETE_DATA):
+    for statement in (*DELETE_SAID, *DELETE_BELONGINGS):
         yield statement.replace("= ?", f"IN {which}"), (id_,)
     return [TurnRef(*row) for row in open_turns]
 
@@ -365,28 +370,31 @@ LINK_SECTION = "UPDATE sections SET session_id = ? WHERE id = ?"
 
 
 def find_chat(owner: str, document_id: str, section_id: str) -> Transaction[str | None]:
-    return (yield from _find_chat(OWNER_OF_DOCUMENT, owner, document_id, section_id))
+    return (yield from _find_chat(OWNER_OF_DOCUMENT, owner, document_id, section_id))[0]
 
 
-def _find_chat(look: str, owner: str, document_id: str, section_id: str) -> Transaction[str | None]:
-    """In the order of seed 003: the document, whose it is, the section."""
+def _find_chat(
+    look: str, owner: str, document_id: str, section_id: str
+) -> Transaction[tuple[str | None, str]]:
+    """In the order of seed 003: the document, whose it is, the section. With that owner."""
     rows = yield look, (document_id,)
     if not rows:
         raise DocumentNotFound("Document not found")
-    if rows[0][0] != owner:
+    author: str = rows[0][0]
+    if not is_for(owner, author):
         raise AccessDenied("Access denied")
     link = yield from _find_link(owner, document_id, section_id)
     if link is None or not (yield IS_SESSION, (link,)):
-        return None
-    return link
+        return None, author
+    return link, author
 
 
 def open_chat(owner: str, document_id: str, new: NewSession) -> Transaction[OpenedChat]:
     section_id = new.section or ""
-    found = yield from _find_chat(LOCK_DOCUMENT, owner, document_id, section_id)
+    found, author = yield from _find_chat(LOCK_DOCUMENT, owner, document_id, section_id)
     if found is not None:  # made by someone else, in this moment
         return OpenedChat(found, is_new=False)
-    yield from create_session(new)
+    yield from create_session(msgspec.structs.replace(new, owner=author))
     yield LINK_SECTION, (new.id, section_id)
     yield from _change_document(owner, document_id, new.now)
     return OpenedChat(new.id, is_new=True)

@@ -16,7 +16,7 @@ from turnkeeper.domain import (
 )
 from turnkeeper.errors import MessageNotFound, SessionNotFound
 from turnkeeper.stores.sql.idempotency import once
-from turnkeeper.stores.sql.rows import Transaction, decode_listed, weigh_shown
+from turnkeeper.stores.sql.rows import OF_ID, Transaction, decode_listed, weigh_shown
 from turnkeeper.stores.sql.sessions import (
     LIST_ITEMS,
     LISTED_ITEMS,
@@ -104,8 +104,8 @@ def _items_of_turns(session_id: str, first: int, last: int) -> Transaction[Seque
 
 # --- Removing ----------------------------------------------------------------------------------
 
-LOCK_OWN = """
-UPDATE sessions SET version = version + 1, updated_at = ? WHERE owner = ? AND id = ? RETURNING id
+LOCK_OWN = f"""
+UPDATE sessions SET version = version + 1, updated_at = ? WHERE {OF_ID} RETURNING id
 """
 
 # What some items add to their session: messages, those that no prompt shows, weight.

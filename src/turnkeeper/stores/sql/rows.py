@@ -26,6 +26,7 @@ from turnkeeper.domain import (
     Usage,
     item_weight,
     make_title,
+    split_owner,
 )
 
 T = TypeVar("T")
@@ -37,6 +38,11 @@ Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
 class Contended(Exception):
     """Another transaction was quicker: this one must be undone and run again."""
 
+
+# Whose a row is: of an owner, or of a user, whose end users' things the user sees too. An alias is
+# its owner's alone.
+OF_ID = "? IN (owner, user_name) AND id = ?"
+OF_ALIAS = "owner = ? AND alias = ?"
 
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
@@ -139,7 +145,7 @@ def decode_turn(ref: TurnRef, row: Row) -> Turn:
 
 def decode_session(row: Row) -> Session:
     """From the columns of a session's statement; the flags and the JSON come as they are kept."""
-    variables, metadata, section, document, config, context_documents, first_words = row[14:]
+    variables, metadata, section, document, config, context_documents, owner, first_words = row[14:]
     title = row[2] or make_title(first_words or "") or None
     values = (
         *row[:2],
@@ -155,6 +161,7 @@ def decode_session(row: Row) -> Session:
         document,
         _decode_json(config) if config else {},
         _decode_json(context_documents) if context_documents else (),
+        split_owner(owner)[1],
     )
     return Session(*values)
 

@@ -26,6 +26,7 @@ from turnkeeper.domain import (
     counts_as_message,
     item_weight,
     make_stamp,
+    split_owner,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -38,6 +39,8 @@ from turnkeeper.errors import (
 from turnkeeper.stores.sql.deployments import get_basis, get_revision
 from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.rows import (
+    OF_ALIAS,
+    OF_ID,
     Row,
     Rows,
     Transaction,
@@ -59,16 +62,16 @@ SELECT s.id, s.alias, s.title, s.model, COALESCE(r.deployment, ''), s.revision, 
             AND t.status IN ('queued', 'running')),
     s.pinned, s.archived, s.version, s.created_at, s.updated_at, d.variables, d.metadata,
     s.section, (SELECT x.document_id FROM sections x WHERE x.id = s.section),
-    d.config, d.context_documents,
+    d.config, d.context_documents, s.owner,
     CASE WHEN s.title IS NULL THEN (SELECT substr(ltrim(i.text, ' \t\r\n'), 1, 500)
         FROM items i
         WHERE i.session_id = s.id AND i.kind = 'user'
         ORDER BY i.turn, i.position LIMIT 1) END
 FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
     LEFT JOIN session_data d ON d.session_id = s.id
-WHERE s.owner = ? AND """
-GET_BY_ID = _SESSION + "s.id = ?"
-GET_BY_ALIAS = _SESSION + "s.alias = ?"
+WHERE """
+GET_BY_ID = _SESSION + "? IN (s.owner, s.user_name) AND s.id = ?"
+GET_BY_ALIAS = _SESSION + "s.owner = ? AND s.alias = ?"
 
 COUNT_SESSIONS = "SELECT COUNT(*) FROM sessions"
 COUNT_TURNS = "SELECT COUNT(*) FROM turns"
@@ -80,12 +83,12 @@ def get_session(owner: str, session: SessionChoice) -> Transaction[Session]:
 
 
 BASIS_OF = """
-SELECT id, 0, 0, 0, 0, model, revision, variables, section, configured
-FROM sessions WHERE owner = ? AND """
+SELECT id, 0, 0, 0, 0, '', model, revision, variables, section, configured
+FROM sessions WHERE """
 
 
 def get_session_basis(owner: str, session: SessionChoice) -> Transaction[Basis]:
-    statement = BASIS_OF + ("id = ?" if isinstance(session, ById) else "alias = ?")
+    statement = _by(session, BASIS_OF + OF_ID, BASIS_OF + OF_ALIAS)
     rows = yield statement, (owner, name_of(session))
     return (yield from get_basis(_only(rows), {}))
 
@@ -119,14 +122,22 @@ def try_write() -> Transaction[None]:
 
 # --- Lists of sessions -------------------------------------------------------------------------
 
+# Of a user: with those of the user's end users, whose aliases are not the user's.
 LIST_SESSIONS = """
+SELECT id, CASE WHEN owner = user_name THEN alias END, message_count FROM sessions
+WHERE user_name = ? AND message_count > 0 AND archived < 2 ORDER BY id
+"""
+LIST_SESSIONS_OF_END_USER = """
 SELECT id, alias, message_count FROM sessions
-WHERE owner = ? AND message_count > 0 AND archived < 2 ORDER BY id
+WHERE owner = ? AND owner <> user_name AND message_count > 0 AND archived < 2 ORDER BY id
 """
 # Without what may be long and is in no list.
 NEXT_SESSIONS = (
     re.sub(r"d\.(variables|config|context_documents)", "NULL", _SESSION)
-    + "s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+    + "s.user_name = ? AND s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+)
+NEXT_SESSIONS_OF_END_USER = NEXT_SESSIONS.replace(
+    "s.user_name = ?", "s.owner = ? AND s.owner <> s.user_name"
 )
 
 _BEYOND = "t"  # after every session's id
@@ -135,7 +146,8 @@ _SCANNED_AT_ONCE = 250
 
 
 def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
-    rows = yield LIST_SESSIONS, (owner,)
+    _, end_user = split_owner(owner)
+    rows = yield LIST_SESSIONS_OF_END_USER if end_user else LIST_SESSIONS, (owner,)
     return [SessionSummary(*row) for row in rows]
 
 
@@ -163,9 +175,11 @@ def _next_sessions(
     owner: str, archived: bool | None, cursor: str, limit: int
 ) -> Transaction[Sequence[Row]]:
     kinds = (0, 1) if archived is None else (int(archived),)
+    _, end_user = split_owner(owner)
+    statement = NEXT_SESSIONS_OF_END_USER if end_user else NEXT_SESSIONS
     merged: list[Row] = []
     for kind in kinds:
-        merged += yield NEXT_SESSIONS, (owner, kind, cursor, limit)
+        merged += yield statement, (owner, kind, cursor, limit)
     if len(kinds) > 1:
         merged.sort(key=lambda row: str(row[0]), reverse=True)
     return merged[:limit]
@@ -249,9 +263,9 @@ def page_messages(
 
 CURRENT_REVISION = "SELECT revision FROM deployments WHERE name = ?"
 INSERT_SESSION = """
-INSERT INTO sessions (id, owner, title, model, section, revision, variables, turns,
+INSERT INTO sessions (id, owner, user_name, title, model, section, revision, variables, turns,
     message_count, hidden_count, weight, created_at, updated_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
 """
 INSERT_DATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, ?, ?)
@@ -280,7 +294,8 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     numbers = numbers_of(new.items)
     counted = sum(counts_as_message(item) for item in new.items)
     turns = numbers[-1] if numbers else 0
-    made = (new.id, new.owner, new.title, new.model, new.section)
+    user, _ = split_owner(new.owner)
+    made = (new.id, new.owner, user, new.title, new.model, new.section)
     sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     if new.variables or new.metadata:
@@ -308,13 +323,13 @@ def places_of(session_id: str, numbers: Sequence[int]) -> list[tuple[str, int, i
 
 # --- Changing one ------------------------------------------------------------------------------
 
-CHANGE_BY_ID = """
+CHANGE_BY_ID = f"""
 UPDATE sessions SET title = CASE WHEN ? = 1 THEN ? ELSE title END,
     model = CASE WHEN ? = 1 THEN ? ELSE model END, pinned = COALESCE(?, pinned),
     archived = COALESCE(?, archived), version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id, version
+WHERE {OF_ID} RETURNING id, version
 """
-CHANGE_BY_ALIAS = CHANGE_BY_ID.replace("AND id = ?", "AND alias = ?")
+CHANGE_BY_ALIAS = CHANGE_BY_ID.replace(OF_ID, OF_ALIAS)
 SET_METADATA = """
 INSERT INTO session_data (session_id, variables, metadata) VALUES (?, '{}', ?)
 ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata
@@ -356,10 +371,10 @@ def _optional(value: Any) -> tuple[int, Any]:
 
 # --- Forking one -------------------------------------------------------------------------------
 
-LOCK_BY_ID = """
-UPDATE sessions SET version = version WHERE owner = ? AND id = ? RETURNING id, running
+LOCK_BY_ID = f"""
+UPDATE sessions SET version = version WHERE {OF_ID} RETURNING id, running
 """
-LOCK_BY_ALIAS = LOCK_BY_ID.replace("AND id = ?", "AND alias = ?")
+LOCK_BY_ALIAS = LOCK_BY_ID.replace(OF_ID, OF_ALIAS)
 
 # What a fork takes along: what is listed, up to a place, but for replies that failed.
 _TAKEN_ALONG = """
@@ -372,10 +387,11 @@ SELECT MAX(turn), COUNT(CASE WHEN kind IN ('user', 'assistant') AND text <> '' T
     SUM(CASE WHEN in_prompt = 1 THEN weight ELSE 0 END)
 {_TAKEN_ALONG}"""
 FORK_SESSION = """
-INSERT INTO sessions (id, owner, title, model, revision, variables, configured, turns,
+INSERT INTO sessions (id, owner, user_name, title, model, revision, variables, configured, turns,
     message_count, hidden_count, weight, created_at, updated_at)
-SELECT CAST(? AS TEXT), owner, title, model, revision, variables, configured, CAST(? AS BIGINT),
-    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)
+SELECT CAST(? AS TEXT), owner, user_name, title, model, revision, variables, configured,
+    CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT),
+    CAST(? AS BIGINT)
 FROM sessions WHERE id = ?
 """
 FORK_DATA = """
@@ -441,12 +457,12 @@ def _last_place_of_turn(session_id: str, at: TurnRef) -> Transaction[tuple[int, 
 
 # --- Clearing and deleting ---------------------------------------------------------------------
 
-CLEAR_BY_ID = """
+CLEAR_BY_ID = f"""
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING id
+WHERE {OF_ID} RETURNING id
 """
-CLEAR_BY_ALIAS = CLEAR_BY_ID.replace("AND id = ?", "AND alias = ?")
+CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
 OPEN_TURNS_OF_SESSION = """
 SELECT number FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
 """
@@ -465,6 +481,8 @@ DELETE_SAID = (
     DELETE_TURN_DATA,
 )
 DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
+DELETE_TOKENS = "DELETE FROM session_tokens WHERE session_id = ?"
+DELETE_BELONGINGS = (DELETE_DATA, DELETE_TOKENS)  # what it keeps when it is cleared
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
@@ -480,8 +498,8 @@ def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
     return [TurnRef(session_id, number) for (number,) in open_turns]
 
 
-DELETE_BY_ID = "DELETE FROM sessions WHERE owner = ? AND id = ? RETURNING id, version"
-DELETE_BY_ALIAS = "DELETE FROM sessions WHERE owner = ? AND alias = ? RETURNING id, version"
+DELETE_BY_ID = f"DELETE FROM sessions WHERE {OF_ID} RETURNING id, version"
+DELETE_BY_ALIAS = f"DELETE FROM sessions WHERE {OF_ALIAS} RETURNING id, version"
 
 
 def delete_session(
@@ -496,8 +514,13 @@ def delete_session(
             "A turn of this session is queued or running; try again when it is over",
             open_turns[0].id,
         )
-    yield DELETE_DATA, (id_,)
+    yield from _remove_belongings(id_)
     return open_turns
+
+
+def _remove_belongings(session_id: str) -> Transaction[None]:
+    for statement in DELETE_BELONGINGS:
+        yield statement, (session_id,)
 
 
 # --- Expiring ----------------------------------------------------------------------------------
@@ -533,5 +556,5 @@ def delete_idle(session_id: str, updated_at: int) -> Transaction[bool]:
     rows = yield DELETE_IDLE, (session_id, updated_at)
     if rows:
         yield from _remove_all_said(session_id)
-        yield DELETE_DATA, (session_id,)
+        yield from _remove_belongings(session_id)
     return bool(rows)

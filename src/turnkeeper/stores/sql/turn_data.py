@@ -1,7 +1,7 @@
 """What a dialect keeps with a turn, lists of such turns, and their removal."""
 
 from turnkeeper.contracts import StoredReply, TurnPage
-from turnkeeper.domain import TurnRef, TurnStatus
+from turnkeeper.domain import TurnRef, TurnStatus, split_owner
 from turnkeeper.errors import SessionNotFound, TurnNotFound
 from turnkeeper.stores.sql.items import DROP_SUMMARY, SUBTRACT_SUMS, SUMS_OF_TURN, lock_own
 from turnkeeper.stores.sql.rows import Transaction, decode_turn
@@ -13,13 +13,11 @@ _TURNS_OF_BARE = f"""
 SELECT s.id, t.number, d.data, d.cuts, {TURN_COLUMNS}
 FROM sessions s JOIN turns t ON t.session_id = s.id
     JOIN turn_data d ON d.session_id = s.id AND d.number = t.number
-WHERE s.owner = ? AND s.archived = 2 AND d.data IS NOT NULL AND """
-TURNS_OF_BARE = f"""{_TURNS_OF_BARE}(s.id, t.number) > (?, ?)
-ORDER BY s.id, t.number LIMIT ?
-"""
-TURNS_OF_BARE_BACK = f"""{_TURNS_OF_BARE}(s.id, t.number) < (?, ?)
-ORDER BY s.id DESC, t.number DESC LIMIT ?
-"""
+WHERE s.archived = 2 AND d.data IS NOT NULL AND """
+_FORWARD = " AND (s.id, t.number) > (?, ?) ORDER BY s.id, t.number LIMIT ?"
+_BACK = " AND (s.id, t.number) < (?, ?) ORDER BY s.id DESC, t.number DESC LIMIT ?"
+_OF_USER = "s.user_name = ?"  # with those of the user's end users
+_OF_END_USER = "s.owner = ? AND s.owner <> s.user_name"
 
 _BEFORE_ALL, _BEHIND_ALL = TurnRef("", 0), TurnRef("t", 0)  # no session has such an id
 
@@ -28,7 +26,8 @@ def page_turns(
     owner: str, after: TurnRef | None, limit: int, newest_first: bool
 ) -> Transaction[TurnPage]:
     place = after or (_BEHIND_ALL if newest_first else _BEFORE_ALL)
-    statement = TURNS_OF_BARE_BACK if newest_first else TURNS_OF_BARE
+    whose = _OF_USER if split_owner(owner)[1] is None else _OF_END_USER
+    statement = _TURNS_OF_BARE + whose + (_BACK if newest_first else _FORWARD)
     rows = yield statement, (owner, place.session_id, place.number, limit + 1)
     turns: list[StoredReply] = []
     for session_id, number, data, cuts, *columns in rows[:limit]:

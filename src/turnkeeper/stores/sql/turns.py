@@ -22,6 +22,7 @@ from turnkeeper.domain import (
     counts_as_message,
     item_weight,
     parse_turn_id,
+    split_owner,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -34,6 +35,8 @@ from turnkeeper.errors import (
 from turnkeeper.stores.sql.deployments import get_basis
 from turnkeeper.stores.sql.idempotency import claim, keep_made
 from turnkeeper.stores.sql.rows import (
+    OF_ALIAS,
+    OF_ID,
     Row,
     Transaction,
     decode_item,
@@ -47,8 +50,8 @@ from turnkeeper.stores.sql.rows import (
 # --- Beginning a turn --------------------------------------------------------------------------
 
 _TAKEN = """
-RETURNING id, turns, running, weight, message_count - hidden_count, model, revision, variables,
-    section, configured
+RETURNING id, turns, running, weight, message_count - hidden_count, owner, model, revision,
+    variables, section, configured
 """
 
 # Gives the turn its number and, when it is free, the session's slot.
@@ -56,15 +59,15 @@ TAKE_NUMBER = f"""
 UPDATE sessions SET turns = turns + 1, running = COALESCE(running, turns + 1),
     message_count = message_count + ?, weight = weight + ?, model = COALESCE(?, model),
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ?
+WHERE {OF_ID}
 {_TAKEN}"""
-TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace("AND id = ?", "AND alias = ?")
+TAKE_NUMBER_BY_ALIAS = TAKE_NUMBER.replace(OF_ID, OF_ALIAS)
 
 # The same for a session that may not exist yet: two that race for one alias meet here.
 CREATE_OR_TAKE_NUMBER = f"""
-INSERT INTO sessions (message_count, weight, model, updated_at, owner, id, alias, created_at,
-    revision, turns, running, hidden_count)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?,
+INSERT INTO sessions (message_count, weight, model, updated_at, owner, user_name, id, alias,
+    created_at, revision, turns, running, hidden_count)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?,
     COALESCE((SELECT d.revision FROM deployments d WHERE d.name = ?), ''), 1, 1, 0)
 ON CONFLICT (owner, alias) WHERE alias IS NOT NULL DO UPDATE SET
     turns = sessions.turns + 1, running = COALESCE(sessions.running, sessions.turns + 1),
@@ -109,7 +112,7 @@ def claim_turn(key: IdempotencyKey | None, now: int) -> Transaction[TurnRef | No
 
 def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     row = yield from _take_number(new)
-    session_id, number, running, total_weight, message_count = row[:5]
+    session_id, number, running, total_weight, message_count, owner = row[:6]
     if new.after is not None:
         yield from _check_newest(new.after, number)
     if new.kept is not None:
@@ -132,7 +135,7 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     if status is TurnStatus.RUNNING:
         items = yield from newest_items(turn.ref, choice.history_weight)
     history = History(items, total_weight, message_count)
-    return BegunTurn(turn, history, basis, ahead, asked=len(new.items))
+    return BegunTurn(turn, history, basis, owner, ahead, asked=len(new.items))
 
 
 def insert_item(place: tuple[str, int, int], item: Item, now: int) -> tuple[str, tuple[Any, ...]]:
@@ -214,9 +217,10 @@ def _take_number(new: NewTurn) -> Transaction[Row]:
     session = new.session
     if session is None or (isinstance(session, ByAlias) and session.create):
         alias = session.alias if session else None
-        created = (new.now, new.owner, new.new_id, alias, new.now, new.deployment)
+        user, _ = split_owner(new.owner)
+        created = (new.now, new.owner, user, new.new_id, alias, new.now, new.deployment)
         rows = yield CREATE_OR_TAKE_NUMBER, (messages, weight, new.model, *created)
-        if not rows[0][6]:
+        if not rows[0][7]:
             raise DeploymentNotFound("Deployment not found")
         if new.bare and rows[0][1] == 1:
             yield SET_BARE, (rows[0][0],)
@@ -249,10 +253,10 @@ def name_of(session: SessionChoice) -> str:
 
 
 # So many numbers at once, for items that no turn makes.
-TAKE_NUMBERS = """
+TAKE_NUMBERS = f"""
 UPDATE sessions SET turns = turns + ?, message_count = message_count + ?, weight = weight + ?,
     version = version + 1, updated_at = ?
-WHERE owner = ? AND id = ? RETURNING turns
+WHERE {OF_ID} RETURNING turns
 """
 
 
@@ -532,7 +536,7 @@ def settle_abandoned(now: int) -> Transaction[int]:
 NEXT_TURN = """
 SELECT s.turns, s.running,
     (SELECT MIN(t.number) FROM turns t WHERE t.session_id = s.id AND t.number > ?)
-FROM sessions s WHERE s.owner = ? AND s.id = ?
+FROM sessions s WHERE ? IN (s.owner, s.user_name) AND s.id = ?
 """
 
 
@@ -554,7 +558,7 @@ GET_TURN = f"""
 SELECT d.data, d.cuts, {TURN_COLUMNS}
 FROM turns t JOIN sessions s ON s.id = t.session_id
     LEFT JOIN turn_data d ON d.session_id = t.session_id AND d.number = t.number
-WHERE t.session_id = ? AND t.number = ? AND s.owner = ?
+WHERE t.session_id = ? AND t.number = ? AND ? IN (s.owner, s.user_name)
 """
 ITEMS_OF_TURN = """
 SELECT turn, position, kind, text, data, weight FROM items
@@ -599,7 +603,7 @@ SELECT COALESCE(SUM(weight), 0), COUNT(CASE WHEN kind IN ('user', 'assistant') T
 FROM items WHERE session_id = ? AND turn <= ? AND in_prompt = 1
 """
 SHOWN_IN_SESSION = """
-SELECT id, weight, message_count - hidden_count, turns FROM sessions WHERE owner = ? AND """
+SELECT id, weight, message_count - hidden_count, turns FROM sessions WHERE """
 
 
 def read_history(
@@ -611,7 +615,7 @@ def read_history(
         ref, sums = before, (yield SHOWN_UP_TO, (before.session_id, before.number))[0]
     else:
         by_id = isinstance(before, ById)
-        statement = SHOWN_IN_SESSION + ("id = ?" if by_id else "alias = ?")
+        statement = SHOWN_IN_SESSION + (OF_ID if by_id else OF_ALIAS)
         rows = yield statement, (owner, name_of(before))
         if not rows:
             raise SessionNotFound("Session not found")

@@ -26,7 +26,14 @@ from turnkeeper.errors import MessageNotFound, NotRetryable, SessionNotFound, Tu
 from turnkeeper.stores.sql.deployments import get_basis
 from turnkeeper.stores.sql.idempotency import keep_made
 from turnkeeper.stores.sql.items import DROP_SUMMARY, SUMS
-from turnkeeper.stores.sql.rows import Row, Rows, Transaction, decode_listed, encode_item
+from turnkeeper.stores.sql.rows import (
+    OF_ID,
+    Row,
+    Rows,
+    Transaction,
+    decode_listed,
+    encode_item,
+)
 from turnkeeper.stores.sql.sessions import get_session
 from turnkeeper.stores.sql.turns import (
     INSERT_ITEM,
@@ -98,6 +105,7 @@ def begin_version(new: NewVersion) -> Transaction[BegunTurn | TurnRef]:
 def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     taken = yield from take_number_of(new.owner, new.session, (0, 0, new.model, new.now))
     session_id, number, running = taken[:3]
+    owner = taken[5]
     if new.retried is not None:
         yield from _check_retryable(session_id, new.retried)
     if running != number:
@@ -122,7 +130,7 @@ def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     turn = Turn(TurnRef(session_id, number), TurnStatus.RUNNING, choice.model, new.now)
     kept = yield from newest_items(turn.ref, choice.history_weight)
     history = History(kept, total_weight, message_count)
-    return BegunTurn(turn, history, basis, asked=len(items))
+    return BegunTurn(turn, history, basis, owner, asked=len(items))
 
 
 def _find_replaced(session_id: str, new: NewVersion) -> Transaction[tuple[int, bool]]:
@@ -234,9 +242,8 @@ WHERE i.session_id = ? AND i.turn = ? AND i.kind IN ('user', 'assistant') ORDER 
 """
 HIDDEN_WORDS_OF_TURN = WORDS_OF_TURN.replace("FROM items", "FROM hidden_items")
 
-LOCK_IDLE = """
-UPDATE sessions SET version = version + 1, updated_at = ? WHERE owner = ? AND id = ?
-RETURNING running
+LOCK_IDLE = f"""
+UPDATE sessions SET version = version + 1, updated_at = ? WHERE {OF_ID} RETURNING running
 """
 
 
