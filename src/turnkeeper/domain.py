@@ -512,6 +512,7 @@ class Options(msgspec.Struct, frozen=True):
         reasoning_effort: as the provider names it.
         overflow: as in a `Blueprint`; None leaves that.
         extra: what else the provider is sent, as it is, by its own names.
+        alone: the model is shown what is asked and nothing of the blueprint's, nor its sampling.
     """
 
     sampling: Sampling = AS_IT_IS
@@ -523,6 +524,7 @@ class Options(msgspec.Struct, frozen=True):
     reasoning_effort: str | None = None
     overflow: Literal["truncate", "summarise", "error"] | None = None
     extra: Mapping[str, Any] = {}
+    alone: bool = False
 
 
 NO_OPTIONS = Options()

@@ -358,8 +358,8 @@ class Engine:
         """
         self._check_open()
         asked = self.check_model(model)
-        if verbatim and options.instructions is None:
-            options = msgspec.structs.replace(options, instructions="")
+        if verbatim:
+            options = msgspec.structs.replace(options, alone=True)
         plan = self._plans.make(await self._basis(owner, before), asked, options)
         first, weight = plan.candidates[0], prompt.weigh(items)
         history = History((), 0, 0)

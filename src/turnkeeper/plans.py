@@ -123,8 +123,10 @@ class Plans:
 
     def _make(self, basis: Basis, wanted: str | None, options: Options) -> Plan:
         blueprint = basis.revision.blueprint
-        frame: tuple[Item, ...] = fill_in(blueprint, basis.variables)
-        sampling = sampling_of(blueprint)
+        frame: tuple[Item, ...] = ()
+        sampling = AS_IT_IS
+        if not options.alone:
+            frame, sampling = fill_in(blueprint, basis.variables), sampling_of(blueprint)
         if basis.config is not None:
             instructions = instructions_of(basis.config)
             frame = prompt.put_in_front(frame, instructions) if instructions else frame

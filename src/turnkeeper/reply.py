@@ -47,6 +47,11 @@ _ENDED_EARLY = {
 }
 
 
+def failure_of(turn: Turn) -> Failure:
+    """Why a turn that is over has no whole reply."""
+    return turn.failure or _ENDED_EARLY[turn.status]
+
+
 class Reply:
     """The reply of one turn of `owner`'s, from the queue to its end.
 
@@ -80,9 +85,8 @@ class Reply:
         cut: str | None = None,
     ) -> "Reply":
         """A reply that is over, as the store has it; `items` are those of its turn, if known."""
-        made = [kept for kept in items if _is_made(kept.item)]
-        asked = sum(not _is_made(kept.item) for kept in items)
-        reply = cls(owner, turn, made[0].position if made else asked or 1)
+        asked, made = divide(items)
+        reply = cls(owner, turn, made[0].position if made else len(asked) or 1)
         whole = _deltas([kept.item for kept in made]) if made else [TextDelta(text)] if text else []
         for delta in cuts.apply(cut, whole):
             reply.add(delta)
@@ -182,7 +186,7 @@ class Reply:
         turn = ended.turn
         if turn.status is TurnStatus.COMPLETED:
             return ended.text
-        failure = turn.failure or _ENDED_EARLY[turn.status]
+        failure = failure_of(turn)
         raise TurnEnded(
             turn.ref.id, turn.ref.session_id, failure.code, failure.sentence, failure.retry_after
         )
@@ -259,6 +263,14 @@ class Reply:
 
 def _words(delta: ReplyDelta) -> str:
     return delta.text if isinstance(delta, TextDelta | RefusalDelta) else ""
+
+
+def divide(items: Sequence[KeptItem]) -> tuple[Sequence[KeptItem], Sequence[KeptItem]]:
+    """The items of a turn: what it answers, which may hold older replies, and its own reply."""
+    place = len(items)
+    while place and _is_made(items[place - 1].item):
+        place -= 1
+    return items[:place], items[place:]
 
 
 def _is_made(item: Item) -> bool:

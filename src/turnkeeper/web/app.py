@@ -11,7 +11,7 @@ from functools import partial
 
 import msgspec
 
-from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native
+from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native, openai
 from turnkeeper.dialects.exchange import (
     WEBSOCKET,
     Answer,
@@ -44,6 +44,7 @@ DIALECTS: tuple[Dialect, ...] = (
     documents.DIALECT,
     login.DIALECT,
     native.DIALECT,
+    openai.DIALECT,
 )
 
 _ROUTES = tuple(route for dialect in DIALECTS for route in dialect.routes)
