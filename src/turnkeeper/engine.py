@@ -425,6 +425,24 @@ class Engine:
         rate = self._plans.counts.likely_bytes_per_token(plan.candidates[0].offer.model.id)
         return ceil(weight / rate)
 
+    async def unasked_turn(self, owner: str, *, model: str | None = None) -> Turn:
+        """A turn that is over without that any model was asked; nothing of it is kept.
+
+        Its ref names nothing that can be asked for.
+
+        Raises:
+            UnknownModel, StoreUnavailable.
+        """
+        plan = self._plans.make(await self._basis(owner, None), self.check_model(model))
+        return Turn(
+            TurnRef(self._new_id(), 1),
+            TurnStatus.COMPLETED,
+            plan.candidates[0].offer.model.id,
+            created_at=self._now(),
+            finished_at=self._now(),
+            usage=Usage(0, 0),
+        )
+
     async def _pass(self, task: asyncio.Task[T]) -> T:
         """What a task makes of which nothing is kept; the server's stopping ends it.
 

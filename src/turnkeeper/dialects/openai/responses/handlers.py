@@ -124,8 +124,7 @@ async def list_input_items(parts: Parts, call: Call) -> Answer:
         items = [
             item
             for item in items
-            if (item.position < known.position) == newest_first
-            and item.position != known.position
+            if (item.position < known.position) == newest_first and item.position != known.position
         ]
     data = encode_kept_items(ref, items[:limit])
     return Answer(200, encode_json(encode_list(data, has_more=len(items) > limit)))

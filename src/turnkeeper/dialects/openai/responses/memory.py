@@ -1,4 +1,4 @@
-"""What a WebSocket remembers of responses that are stored nowhere, so that they can be gone on from.
+"""What a WebSocket remembers of responses that are stored nowhere: what the next stands behind.
 
 Pure. The newest of each lane is remembered for as long as the connection is open. One that was gone
 on from in vain is forgotten: its client is to begin again with all that it knows.

@@ -157,6 +157,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     Attributes:
         items: what is to be answered; references still stand for what they name.
+        remembered: what stands before that, where no store has it.
         session: the conversation that it is to be in, and `previous` the response that it comes
             behind, if it names either.
         echo: what the response tells of the request, where that differs from the ordinary.
@@ -172,6 +173,7 @@ class Wanted(msgspec.Struct, frozen=True):
     stream: bool = False
     background: bool = False
     echo: Mapping[str, Any] = {}
+    remembered: tuple[Item, ...] = ()
 
 
 def decode_wanted(body: bytes) -> Wanted:

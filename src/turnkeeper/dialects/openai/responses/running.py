@@ -10,7 +10,7 @@ import msgspec
 
 from turnkeeper.blueprint import fill_in, is_deployment_name, sampling_of
 from turnkeeper.contracts import StoredReply
-from turnkeeper.dialects.exchange import Parts, while_wanted
+from turnkeeper.dialects.exchange import Parts
 from turnkeeper.dialects.openai.content import Reference, not_found
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import response_id
@@ -32,7 +32,6 @@ from turnkeeper.domain import (
     KeptItem,
     Message,
     MessageRef,
-    Options,
     Reasoning,
     Sampling,
     SessionChoice,
@@ -62,6 +61,7 @@ class Running(msgspec.Struct, frozen=True):
         custom: the names of its tools that take any text.
         queued: as `Kept.queued`.
         is_kept: whether it can be asked for later.
+        asked: what it answers, all of that which is stored nowhere.
         repeated: an earlier request under the same idempotency key had begun it.
     """
 
@@ -71,6 +71,7 @@ class Running(msgspec.Struct, frozen=True):
     queued: bool = False
     is_kept: bool = True
     repeated: bool = False
+    asked: tuple[Item, ...] = ()
 
     @property
     def id(self) -> str:
@@ -137,7 +138,8 @@ async def begin(
     if key is not None and not wanted.store:
         raise InvalidRequest("An Idempotency-Key needs store: true: of this nothing is kept")
     wanted = await _use_template(parts, wanted)
-    items = parts.engine.check_items(await _resolve(parts, caller, wanted.items))
+    new = parts.engine.check_items(await resolve(parts, caller, wanted.items))
+    items = (*wanted.remembered, *new)
     await _check_results(parts, caller, wanted, items)
     if wanted.store:
         return await _take(parts, caller, wanted, items, key)
@@ -150,10 +152,14 @@ async def begin(
             before=wanted.previous or wanted.session,
         )
     except (SessionNotFound, TurnNotFound) as error:
-        raise _not_there(wanted, error) from None
+        raise not_there(wanted, error) from None
     session_id = wanted.session.id if isinstance(wanted.session, ById) else None
     return Running(
-        reply, encode_echo(wanted.echo, session_id), _custom_of(wanted.echo), is_kept=False
+        reply,
+        encode_echo(wanted.echo, session_id),
+        _custom_of(wanted.echo),
+        is_kept=False,
+        asked=items,
     )
 
 
@@ -190,7 +196,7 @@ async def _take(
     except NotNewest:
         assert previous is not None  # noqa: S101
     except (SessionNotFound, TurnNotFound) as error:
-        raise _not_there(wanted, error) from None
+        raise not_there(wanted, error) from None
     # The conversation has gone on since: it goes on anew from there.
     fork = (await parts.sessions.fork(caller, ById(previous.session_id), previous)).thing
     try:
@@ -219,7 +225,7 @@ def _custom_of(echo: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(tool["name"] for tool in tools if tool["type"] == "custom")
 
 
-def _not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exception:
+def not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exception:
     if wanted.previous is not None:
         return no_previous(response_id(wanted.previous))
     if wanted.session is not None and isinstance(error, SessionNotFound):
@@ -230,10 +236,12 @@ def _not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Excepti
 # --- What is to be answered ----------------------------------------------------------------------
 
 
-async def _resolve(
-    parts: Parts, caller: str, items: Sequence[Item | Reference]
-) -> tuple[Item, ...]:
-    """The items, with those that are only named in the place of their names."""
+async def resolve(parts: Parts, caller: str, items: Sequence[Item | Reference]) -> tuple[Item, ...]:
+    """The items, with those that are only named in the place of their names.
+
+    Raises:
+        WrongParameter: there is none of that name.
+    """
     found: list[Item] = []
     for item in items:
         if isinstance(item, Reference):
@@ -251,9 +259,7 @@ _LOOKED_THROUGH = 5  # pages of a session for the call that a result is of
 _PAGE = 100
 
 
-async def _check_results(
-    parts: Parts, caller: str, wanted: Wanted, items: Sequence[Item]
-) -> None:
+async def _check_results(parts: Parts, caller: str, wanted: Wanted, items: Sequence[Item]) -> None:
     """Raises WrongParameter if something is the result of a call that nobody has made."""
     called: set[str] = set()
     missing: set[str] = set()
@@ -266,7 +272,7 @@ async def _check_results(
         try:
             missing -= await _calls_before(parts, caller, wanted, missing)
         except SessionNotFound as error:
-            raise _not_there(wanted, error) from None
+            raise not_there(wanted, error) from None
     for call_id in missing:
         raise WrongParameter(
             f"No tool call found for function call output with call_id {call_id[:100]}.", "input"
