@@ -144,7 +144,7 @@ class _Connection:
     async def _tell(self, lane: _Lane | None, event: bytes) -> None:
         await self._wire.send(event if lane is None else lane.mark(event))
 
-    # --- Requests that wait ------------------------------------------------------------------------
+    # --- Requests that wait ---------------------------------------------------------------------
 
     async def _take(self, message: bytes) -> None:
         """Have a request wait in its lane, and see that the lane is at work."""
@@ -199,7 +199,7 @@ class _Connection:
                     return
                 await self._answer(lane, lane.waiting.popleft())
 
-    # --- Answering ---------------------------------------------------------------------------------
+    # --- Answering ------------------------------------------------------------------------------
 
     async def _answer(self, lane: _Lane, message: bytes) -> None:
         """Answer a request, whatever comes of it."""
