@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from bench.costs import promises
+from bench.expiry import expiry
 from bench.machine import allow_open_files, description
 from bench.measures import FLASK, FLOOR, OURS, Run
 from bench.measures import MEASURES as COMPARISONS
@@ -19,7 +20,7 @@ from bench.report import Results, check_markdown, show, write_markdown
 from bench.servers import BenchError, Place
 
 SERVERS = (FLOOR, FLASK, OURS)
-MEASURES = COMPARISONS | {"i": promises}
+MEASURES = COMPARISONS | {"i": promises, "j": expiry}
 
 
 class Chosen(click.ParamType[list[str]]):
@@ -41,7 +42,7 @@ class Chosen(click.ParamType[list[str]]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to i.")
+@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to j.")
 @click.option("--servers", type=Chosen(SERVERS), help="Only these of floor,flask,turnkeeper.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: does it run, not how fast.")

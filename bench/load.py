@@ -112,6 +112,7 @@ class Outcome(msgspec.Struct, tag=True):
     events: int = 0  # events with a piece of the reply in them
     writes: int = 0  # HTTP chunks, in a streamed answer what the server wrote at once
     first_deltas: list[float] = []
+    took: list[float] = []  # seconds of each turn, of `Turns`
     sessions: list[str] = []
     held: int = 0  # streams that were open at once, from the first counted moment to the last
     errors: list[str] = []
@@ -289,7 +290,9 @@ class Client:
     async def take_turn(self) -> None:
         """One turn in the client's session, or in a new one if it has none."""
         exchange = Exchange(self.streamed)
+        begun = time.perf_counter()
         await self.ask(exchange)
+        took = time.perf_counter() - begun
         if self.streamed:
             text = "".join(exchange.pieces)
             self.session_id = exchange.session_id
@@ -300,6 +303,7 @@ class Client:
             answer = READ_ANSWER.decode(exchange.body)
             text = answer.response
             self.session_id = answer.session_id
+            self.outcome.took.append(took)
         if text != self.target.expected:
             raise LoadError(f"The server answered {text[:100]!r}, the model had said otherwise.")
         self.outcome.turns += 1

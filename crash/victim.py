@@ -70,6 +70,9 @@ class WatchedDriver:
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
         return await self._driver.read(transaction)
 
+    async def give_back_space(self) -> bool:
+        return await self._driver.give_back_space()
+
     @property
     def failing(self) -> bool:
         return self._driver.failing

@@ -11,17 +11,17 @@ import pytest
 
 from rig.model_server import Hang, ModelServer, Plan
 from rig.server import Server
-from tests.contracts.test_store import NOW, a_turn, publish
+from tests.contracts.test_store import NOW, a_turn, newest_sessions, publish
 from tests.contracts.test_store_once import key
 from tests.contracts.test_store_sessions import a_session
 from tests.test_engine import WORDS, running, take, until
 from turnkeeper.compose import open_store
-from turnkeeper.contracts import BegunTurn, IdlePage
+from turnkeeper.contracts import BegunTurn, Expired
 from turnkeeper.counts import Counts
-from turnkeeper.domain import ByAlias, TurnStatus
+from turnkeeper.domain import Blueprint, ByAlias, Message, TurnStatus
 from turnkeeper.engine import Engine
 from turnkeeper.errors import StoreUnavailable
-from turnkeeper.keeper import KEY_MILLISECONDS, STEP, Keeper
+from turnkeeper.keeper import KEY_MILLISECONDS, KEYS, Keeper
 
 
 async def test_an_idle_session_is_gone_after_its_time(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ async def test_keys_are_forgotten_after_a_day(tmp_path: Path) -> None:
     store = await open_store(f"sqlite:///{tmp_path}/keeper.db")
     await publish(store, "default")
     keeper = Keeper(store, Counts(()), _none, now=lambda: now, tick=lambda: now / 1000)
-    sessions = [a_session(key=key(name=f"k{n}"), now=NOW + n) for n in range(STEP + 2)]
+    sessions = [a_session(key=key(name=f"k{n}"), now=NOW + n) for n in range(KEYS + 2)]
     first = await asyncio.gather(*(store.create_session(each) for each in sessions))
 
     async def known(number: int) -> bool:
@@ -60,19 +60,20 @@ async def test_keys_are_forgotten_after_a_day(tmp_path: Path) -> None:
         return (await store.create_session(again)).id == first[number].id
 
     now = NOW + KEY_MILLISECONDS
-    await keeper.tidy()
+    assert not await keeper.step()
     assert await known(0)
-    now += STEP + 1  # all but the last are older than a day, which is more than one step
-    await keeper.tidy()
-    assert await known(STEP + 1)
-    assert not await known(STEP)
+    now += KEYS + 1  # all but the last are older than a day, which is more than one step
+    assert await keeper.step()
+    assert not await keeper.step()
+    assert await known(KEYS + 1)
+    assert not await known(KEYS)
     assert not await known(0)
     await store.close()
 
 
-async def test_a_long_walk_does_not_hold_up_strays() -> None:
-    """However many sessions there are, a stray is settled within seconds."""
-    time, looks = 0.0, list[float]()
+async def test_much_to_delete_holds_up_neither_strays_nor_turns() -> None:
+    """A stray is settled within seconds, and the store is left alone most of the time."""
+    time, working, looks = 0.0, 0.0, list[float]()
 
     async def sleep(seconds: float) -> None:
         nonlocal time
@@ -86,18 +87,51 @@ async def test_a_long_walk_does_not_hold_up_strays() -> None:
     class Endless:
         """A store with no end of sessions, as far as the keeper sees."""
 
-        async def find_idle(self, *_: object) -> IdlePage:
-            return IdlePage([], "more")
+        async def expire(self, *_: object) -> Expired:
+            nonlocal time, working
+            time, working = time + 0.02, working + 0.02
+            return Expired(20, more=True)
 
         async def drop_keys(self, *_: object) -> int:
             return 0
 
-    store = Endless()
-    keeper = Keeper(store, Counts(()), look, now=lambda: NOW, sleep=sleep)  # type: ignore[arg-type]
+        async def give_back_space(self) -> bool:
+            return False
+
+    store, clock = Endless(), lambda: time
+    keeper = Keeper(store, Counts(()), look, now=lambda: NOW, tick=clock, sleep=sleep)  # type: ignore[arg-type]
     keeping = asyncio.ensure_future(keeper.run())
     await until(lambda: len(looks) == 4)
     keeping.cancel()
-    assert max(later - before for before, later in pairwise(looks)) <= 5
+    assert max(later - before for before, later in pairwise(looks)) <= 6
+    assert 0.15 <= working / (time - looks[0]) <= 0.21
+
+
+# --- Space -------------------------------------------------------------------------------------
+
+
+async def test_the_space_of_what_has_expired_comes_back(tmp_path: Path) -> None:
+    file, now = tmp_path / "keeper.db", NOW
+    store = await open_store(f"sqlite:///{file}")
+    await publish(store, "default")
+    await publish(store, "short", Blueprint(idle_timeout=60))
+    words = Message("user", "x" * 50_000)
+    for _ in range(300):
+        await store.create_session(a_session(words, deployment="short"))
+    await store.create_session(a_session(Message("user", "kept")))
+    await store.close()
+    full = file.stat().st_size
+    assert full > 15_000_000
+    store = await open_store(f"sqlite:///{file}")
+    keeper = Keeper(store, Counts(()), _none, now=lambda: now, tick=lambda: now / 1000)
+    now += 60_000
+    while await keeper.step():
+        pass
+    await store.close()
+    assert file.stat().st_size < full / 3
+    store = await open_store(f"sqlite:///{file}")
+    assert [session.title for session in await newest_sessions(store, 9)] == ["kept"]
+    await store.close()
 
 
 # --- Strays ------------------------------------------------------------------------------------

@@ -200,11 +200,11 @@ class SessionPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class IdlePage(msgspec.Struct, frozen=True):
-    """Sessions that are to expire, each with the time of its last change; where to go on."""
+class Expired(msgspec.Struct, frozen=True):
+    """How many sessions were deleted in one step, and whether there may be more to delete now."""
 
-    sessions: Sequence[tuple[str, int]]
-    next: str | None
+    sessions: int
+    more: bool
 
 
 class MessagePage(msgspec.Struct, frozen=True):
@@ -275,13 +275,14 @@ class Store(Protocol):
         """Store the caller's items and a turn over them.
 
         Under a key that has begun a turn before, nothing is stored, and the answer is that turn,
-        which may be gone since.
+        which may have been cleared away since.
 
         The turn takes the next number of its session. It is `running` when no other turn of
         the session is, else `queued`; turns of one session run one at a time, by number.
 
         Raises:
             SessionNotFound: the session is not there, not the owner's, or not of the `scope`.
+            TurnNotFound: the turn of the key is gone, and so is its session.
             DeploymentNotFound: a session would have to be made, and there is no such deployment.
             NotNewest: something that prompts show has been said since the turn to come `after`.
             TurnNotFound: there is no such turn to come `after`.
@@ -363,9 +364,15 @@ class Store(Protocol):
         ...
 
     async def page_sessions(
-        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+        self,
+        owner: str,
+        wanted: SessionFilter,
+        after: str | None,
+        limit: int,
+        *,
+        oldest_first: bool = False,
     ) -> SessionPage:
-        """The owner's next sessions in order of creation, newest first, at most `limit`.
+        """The owner's next sessions in order of creation, newest first or not, at most `limit`.
 
         `after` is the id of the last one known; it need not exist any more. A page costs the
         same however many sessions there are: where few of them are `wanted`, it may hold fewer
@@ -679,19 +686,22 @@ class Store(Protocol):
         """
         ...
 
-    async def find_idle(self, after: str, limit: int, now: int) -> IdlePage:
-        """Look through the next `limit` sessions, of all owners, for those that are to expire.
+    async def expire(self, limit: int, now: int) -> Expired:
+        """Delete sessions that have outlived the time their blueprint gives them, some at a time.
 
-        They are those whose blueprint has an `idle_timeout` and that have not changed for so
-        long, are not pinned, and in which no turn runs. `after` is "" at first.
+        They are those, of all owners, that have not changed for `idle_timeout` or were made
+        `max_age` ago, are not pinned, and in which no turn runs. At most `limit` are looked at,
+        and no more deleted than a turn may well wait for.
         """
         ...
 
-    async def delete_idle(self, session_id: str, updated_at: int) -> bool:
-        """Delete a session as `delete_session` does, unless something has happened in it since.
+    async def give_back_space(self) -> bool:
+        """Give a little of the space that deleted rows have left back to the disk.
+
+        Some is kept for what comes. Where the database does this by itself, nothing happens.
 
         Returns:
-            Whether it was deleted.
+            Whether there is more to give back.
         """
         ...
 

@@ -457,6 +457,7 @@ TopP = Annotated[float, Meta(gt=0, le=1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
 StopText = Annotated[str, Meta(min_length=1, max_length=200)]
 ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
+Seconds = Annotated[int, Meta(ge=1, le=3_153_600_000)]  # a century at most
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -506,13 +507,14 @@ class Options(msgspec.Struct, frozen=True):
     """What a caller asks of one turn beside its words. It goes before what the session has.
 
     Attributes:
-        instructions: in place of the blueprint's system message; None leaves that.
+        instructions: in place of the system message of what prompts begin with; None leaves it.
         tool_choice: None is as the model does by itself.
         reply_format: None for plain text.
         reasoning_effort: as the provider names it.
         overflow: as in a `Blueprint`; None leaves that.
         extra: what else the provider is sent, as it is, by its own names.
         alone: the model is shown what is asked and nothing of the blueprint's, nor its sampling.
+        frame: in place of what the session's prompts begin with; None leaves that.
     """
 
     sampling: Sampling = AS_IT_IS
@@ -525,6 +527,7 @@ class Options(msgspec.Struct, frozen=True):
     overflow: Literal["truncate", "summarise", "error"] | None = None
     extra: Mapping[str, Any] = {}
     alone: bool = False
+    frame: tuple[Message, ...] | None = None
 
 
 NO_OPTIONS = Options()
@@ -552,6 +555,7 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         on_disconnect: what becomes of a turn when the last client that waits for it goes away.
         concurrency: what happens to a message while a reply is made in its session.
         idle_timeout: seconds without a change after which a session is deleted; None for never.
+        max_age: seconds from its creation after which it is deleted; None for never.
     """
 
     system_message: str = ""
@@ -567,7 +571,8 @@ class Blueprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     unused_variables: Literal["tell", "ignore"] = "tell"
     on_disconnect: Literal["continue", "cancel"] = "continue"
     concurrency: Literal["queue", "reject", "interrupt"] = "queue"
-    idle_timeout: Annotated[int, Meta(ge=1, le=3_153_600_000)] | None = None
+    idle_timeout: Seconds | None = None
+    max_age: Seconds | None = None
 
 
 class Revision(msgspec.Struct, frozen=True):

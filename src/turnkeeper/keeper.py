@@ -1,8 +1,9 @@
 """What runs by the clock: what nobody uses, or makes, any more comes to its end.
 
-The keeper walks round all sessions, some at a time, so that what it does costs the same each
-second however many there are, and no turn waits for it. What is deleted does not come back, so a
-clock that was put forward is not believed at once: somebody may be about to put it right.
+Whatever there is to delete goes in small steps, with a rest after each that is four times as long
+as the step took: turns have the store for themselves most of the time, and the busier it is the
+longer the keeper rests. What is deleted does not come back, so a clock that was put forward is not
+believed at once: somebody may be about to put it right.
 """
 
 import asyncio
@@ -17,17 +18,18 @@ from turnkeeper.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-STEP = 500  # sessions or keys looked at together
-STEP_SECONDS = 0.5  # between two steps
-ROUND_SECONDS = 5.0  # between two rounds
-TIDY_STEPS = 10  # after which strays and keys are looked at again: a round may be long
+SESSIONS = 20  # looked at in one step
+KEYS = 500  # forgotten in one step
+REST = 4.0  # times as long as a step took
+LEAST_REST = 0.01  # seconds
+ROUND_SECONDS = 5.0  # from one look at everything to the next, and until what is new is looked at
 KEY_MILLISECONDS = 24 * 60 * 60 * 1000  # that an idempotency key is kept
 LEAP_SECONDS = 60.0  # that a clock may run ahead of the time that has passed
 DISTRUST_SECONDS = 3600.0  # for which nothing expires when it has run ahead further
 
 
 class Keeper:
-    """Deletes sessions after their deployment's idle time-out, settles strays, forgets keys.
+    """Deletes sessions when their deployment says so, settles strays, forgets keys.
 
     And it keeps what was learned of how models count.
     """
@@ -56,29 +58,29 @@ class Keeper:
         self._leaps.is_new(now() / 1000, tick())
 
     async def run(self) -> None:
-        """Walk round until cancelled."""
-        after, steps = "", 0
+        """Look after everything until cancelled."""
+        rest, round_at = ROUND_SECONDS, self._tick()
         while True:
-            await self._sleep(STEP_SECONDS if after else ROUND_SECONDS)
+            await self._sleep(rest)
+            rest = ROUND_SECONDS
             try:
-                if steps % TIDY_STEPS == 0:
+                if self._tick() >= round_at:  # also while there is more and more to delete
                     await self.tidy()
-                after = await self.step(after)
-                steps = steps + 1 if after else 0
+                    round_at = self._tick() + ROUND_SECONDS
+                begun = self._tick()
+                if await self.step():
+                    rest = max(LEAST_REST, REST * (self._tick() - begun))
             except StoreUnavailable:
                 pass  # the store has said so, and in a while this is tried again
             except Exception:
                 log.exception("Nothing was tidied up through a fault of our own")
 
     async def tidy(self) -> None:
-        """What does not wait for a walk round all sessions: strays, counts, old keys."""
+        """What is looked at every few seconds: strays, and what was learned of how models count."""
         settled = await self._settle_strays()
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
         await self.keep_counts()
-        dropped = STEP if self._believes_clock() else 0
-        while dropped == STEP:
-            dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, STEP)
 
     async def keep_counts(self) -> None:
         """Keep what was learned of how models count since the last time, if it can be kept."""
@@ -90,15 +92,20 @@ class Keeper:
         except StoreUnavailable:
             self._counts.changed = True  # the next time, then
 
-    async def step(self, after: str) -> str:
-        """Look at the next sessions and delete those that have expired; where to go on."""
+    async def step(self) -> bool:
+        """Delete some of what has outlived its time, or else give some of its space back.
+
+        Returns:
+            Whether there may be more to do now.
+        """
         if not self._believes_clock():
-            return ""
-        page = await self._store.find_idle(after, STEP, self._now())
-        deleted = [await self._store.delete_idle(*idle) for idle in page.sessions]
-        if any(deleted):
-            log.info("%d sessions expired", sum(deleted))
-        return page.next or ""
+            return False
+        expired = await self._store.expire(SESSIONS, self._now())
+        if expired.sessions:
+            log.info("%d sessions expired", expired.sessions)
+        dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, KEYS)
+        more = expired.more or dropped == KEYS
+        return more or await self._store.give_back_space()
 
     def _believes_clock(self) -> bool:
         tick = self._tick()

@@ -131,6 +131,8 @@ class Plans:
             instructions = instructions_of(basis.config)
             frame = prompt.put_in_front(frame, instructions) if instructions else frame
             sampling = _override(sampling, Sampling(basis.config.temperature))
+        if options.frame is not None:
+            frame = options.frame
         if options.instructions is not None:
             frame = prompt.with_system(frame, options.instructions)
         weight = prompt.weigh(frame) + prompt.weigh_options(options)

@@ -155,10 +155,19 @@ class Sessions:
         return await self._store.list_sessions(owner)
 
     async def page(
-        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+        self,
+        owner: str,
+        wanted: SessionFilter,
+        after: str | None,
+        limit: int,
+        *,
+        oldest_first: bool = False,
     ) -> SessionPage:
-        """The owner's next sessions, newest first; see `Store.page_sessions`."""
-        return await self._store.page_sessions(owner, wanted, after, min(limit, PAGE_LIMIT))
+        """The owner's next sessions in either order; see `Store.page_sessions`."""
+        limit = min(limit, PAGE_LIMIT)
+        return await self._store.page_sessions(
+            owner, wanted, after, limit, oldest_first=oldest_first
+        )
 
     async def page_messages(
         self,

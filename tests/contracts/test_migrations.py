@@ -4,7 +4,7 @@ import pytest
 
 from tests.contracts.test_store import NOW, publish, texts
 from turnkeeper.compose import open_store
-from turnkeeper.domain import ById, Message, make_session_id
+from turnkeeper.domain import Blueprint, ById, Message, make_session_id
 from turnkeeper.stores import migrations
 from turnkeeper.stores.sql.rows import Transaction
 from turnkeeper.stores.store import SqlStore
@@ -56,4 +56,21 @@ async def test_sessions_from_before_deployments_join_the_first(
         Message("assistant", "reply"),
     ]
     assert await texts(store, ById(OLD)) == ["old", "reply"]
+    await store.close()
+
+
+async def test_sessions_from_before_expiry_had_an_index_expire(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_migrations = migrations.all_migrations()
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "all_migrations", lambda: all_migrations[:1])
+        store = await open_store(database)
+        assert isinstance(store, SqlStore)
+        await store._driver.write(an_old_session)
+        await store.close()
+    store = await open_store(database)
+    await publish(store, "default", Blueprint(idle_timeout=60))
+    assert (await store.expire(20, NOW + 59_999)).sessions == 0
+    assert (await store.expire(20, NOW + 60_000)).sessions == 1
     await store.close()

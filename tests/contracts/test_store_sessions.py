@@ -356,10 +356,10 @@ async def test_pages_of_sessions_lead_to_the_end(store: Store) -> None:
     await store.update_session("ann", ById(made[3]), SessionChange(archived=True), NOW)
     await store.update_session("ann", ById(made[5]), SessionChange(pinned=True), NOW)
 
-    async def all_of(wanted: SessionFilter, limit: int) -> list[str]:
+    async def all_of(wanted: SessionFilter, limit: int, *, oldest_first: bool = False) -> list[str]:
         found, after = list[str](), None
         while True:
-            page = await store.page_sessions("ann", wanted, after, limit)
+            page = await store.page_sessions("ann", wanted, after, limit, oldest_first=oldest_first)
             assert len(page.sessions) <= limit
             found += [session.id for session in page.sessions]
             if page.next is None:
@@ -369,6 +369,7 @@ async def test_pages_of_sessions_lead_to_the_end(store: Store) -> None:
     newest_first = made[::-1]
     for limit in (1, 2, 3, 6, 7, 8):
         assert await all_of(SessionFilter(), limit) == newest_first
+        assert await all_of(SessionFilter(), limit, oldest_first=True) == made
         unarchived = [id_ for id_ in newest_first if id_ != made[3]]
         assert await all_of(SessionFilter(archived=False), limit) == unarchived
         assert await all_of(SessionFilter(archived=True), limit) == [made[3]]
@@ -698,47 +699,3 @@ async def test_a_crash_leaves_a_version_as_it_leaves_any_turn(store: Store) -> N
     versions = await store.list_versions("ann", S, await place(store, "half"))
     await store.select_version("ann", S, await place(store, "half"), versions[0].turn, NOW)
     assert words(await listed(store)) == "a A"
-
-
-# --- Expiry ------------------------------------------------------------------------------------
-
-
-async def test_sessions_expire_by_their_own_deployments_time(store: Store) -> None:
-    await publish(store, "short", Blueprint(idle_timeout=60))
-    kept = await store.create_session(a_session())
-    expired = await store.create_session(a_session(variables={"a": "b"}, deployment="short"))
-    pinned = await store.create_session(a_session(deployment="short"))
-    await store.update_session("ann", ById(pinned.id), SessionChange(pinned=True), NOW)
-    busy = await store.create_session(a_session(deployment="short"))
-    await store.begin_turn(a_turn("q", session=ById(busy.id)))
-    await say(store, "a", "A", ById(expired.id))
-    assert list((await store.find_idle("", 100, NOW + 59_999)).sessions) == []
-    page = await store.find_idle("", 100, NOW + 60_000)
-    assert list(page.sessions) == [(expired.id, NOW)]
-    assert page.next is None
-    assert await store.delete_idle(*page.sessions[0])
-    assert not await store.delete_idle(*page.sessions[0])
-    found = await store.page_sessions("ann", SessionFilter(), None, 9)
-    assert [session.id for session in found.sessions] == [busy.id, pinned.id, kept.id]
-
-
-async def test_a_session_that_is_used_meanwhile_does_not_expire(store: Store) -> None:
-    await publish(store, "short", Blueprint(idle_timeout=60))
-    made = await store.create_session(a_session(deployment="short"))
-    page = await store.find_idle("", 100, NOW + 60_000)
-    await store.update_session("ann", ById(made.id), SessionChange(title="x"), NOW + 60_000)
-    assert not await store.delete_idle(*page.sessions[0])
-    assert (await store.get_session("ann", ById(made.id))).title == "x"
-
-
-async def test_idle_sessions_are_found_by_and_by(store: Store) -> None:
-    await publish(store, "short", Blueprint(idle_timeout=1))
-    for n in range(7):
-        deployment = "short" if n % 2 else "default"
-        await store.create_session(a_session(deployment=deployment))
-    found, after = 0, ""
-    for _ in range(4):
-        page = await store.find_idle(after, 2, NOW + 1000)
-        found += len(page.sessions)
-        after = page.next or ""
-    assert (found, after) == (3, "")

@@ -90,6 +90,9 @@ class PostgresDriver:
         outage.worked()
         return result
 
+    async def give_back_space(self) -> bool:
+        return False  # autovacuum sees to it
+
     async def close(self) -> None:
         await self._pool.close()
         if self._lock is not None:

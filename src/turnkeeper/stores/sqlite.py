@@ -40,6 +40,9 @@ _BUSY_MS = 5000  # how long to wait for another program that writes to the file
 # What the write-ahead log is cut back to when it was longer, as after a backup: SQLite leaves it at
 # the greatest length that it ever had.
 _LOG_LIMIT = 64 * 1024 * 1024
+# Free pages that a file keeps: so many, or an eighth of it. What is deleted is mostly used again.
+_SPARE_PAGES = 1024
+_PAGES_GIVEN_BACK = 64  # in one transaction, for which other writers wait
 _LOCK_ATTEMPTS = 10  # at the server's lock, a tenth of a second apart
 
 
@@ -109,6 +112,9 @@ class SqliteDriver:
             raise _translate(error) from error
         self._reading.worked()
         return result
+
+    async def give_back_space(self) -> bool:
+        return await self.write(_give_back_space, long=True)
 
     async def close(self) -> None:
         await self._idle.wait()
@@ -282,8 +288,27 @@ class VisitingDriver:
                 self._connection.execute("ROLLBACK")
         return result
 
+    async def give_back_space(self) -> bool:
+        return False  # the server's business
+
     async def close(self) -> None:
         self._connection.close()
+
+
+def _give_back_space() -> Transaction[bool]:
+    """Cut free pages off the file's end, having moved what lies there to the front.
+
+    In a file that was not made for this (`_migrate`) nothing happens, and there is no more to do.
+    """
+    [[pages]] = yield "PRAGMA page_count", ()
+    [[free]] = yield "PRAGMA freelist_count", ()
+    spare = max(_SPARE_PAGES, pages // 8)
+    if free <= spare:
+        return False
+    for _ in range(min(_PAGES_GIVEN_BACK, free - spare)):
+        yield "PRAGMA incremental_vacuum(1)", ()  # of more, sqlite3 would do the first only
+    [[left]] = yield "PRAGMA freelist_count", ()
+    return bool(spare < left < free)
 
 
 class _Worker:
@@ -505,6 +530,7 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     _check_tables(connection, path)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heard in an empty file alone
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(migrations.CREATE_TABLE)
     applied = connection.execute(migrations.APPLIED).fetchone()[0] or 0

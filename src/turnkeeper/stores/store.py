@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 from turnkeeper.contracts import (
     BegunTurn,
     EndedTurn,
-    IdlePage,
+    Expired,
     ItemPage,
     MessagePage,
     NewSession,
@@ -43,6 +43,7 @@ from turnkeeper.domain import (
 )
 from turnkeeper.stores.sql import (
     deployments,
+    expiry,
     idempotency,
     sessions,
     summaries,
@@ -68,6 +69,10 @@ class Driver(Protocol):
 
     async def read(self, transaction: Callable[[], Transaction[T]]) -> T:
         """Run a transaction that changes nothing; it sees what is committed."""
+        ...
+
+    async def give_back_space(self) -> bool:
+        """As `contracts.Store` says."""
         ...
 
     @property
@@ -163,9 +168,17 @@ class SqlStore:
         )
 
     async def page_sessions(
-        self, owner: str, wanted: SessionFilter, after: str | None, limit: int
+        self,
+        owner: str,
+        wanted: SessionFilter,
+        after: str | None,
+        limit: int,
+        *,
+        oldest_first: bool = False,
     ) -> SessionPage:
-        return await self._driver.read(lambda: sessions.page_sessions(owner, wanted, after, limit))
+        return await self._driver.read(
+            lambda: sessions.page_sessions(owner, wanted, after, limit, oldest_first=oldest_first)
+        )
 
     async def get_session(self, owner: str, session: SessionChoice) -> Session:
         return await self._driver.read(lambda: sessions.get_session(owner, session))
@@ -280,13 +293,11 @@ class SqlStore:
     async def delete_deployment(self, name: str, source: Source) -> None:
         await self._driver.write(lambda: deployments.delete_deployment(name, source))
 
-    async def find_idle(self, after: str, limit: int, now: int) -> IdlePage:
-        return await self._driver.read(lambda: sessions.find_idle(after, limit, now))
+    async def expire(self, limit: int, now: int) -> Expired:
+        return await self._driver.write(lambda: expiry.expire(limit, now), long=True)
 
-    async def delete_idle(self, session_id: str, updated_at: int) -> bool:
-        return await self._driver.write(
-            lambda: sessions.delete_idle(session_id, updated_at), long=True
-        )
+    async def give_back_space(self) -> bool:
+        return await self._driver.give_back_space()
 
     async def next_turn(self, owner: str, session_id: str, after: int) -> NextTurn:
         return await self._driver.read(lambda: turns.next_turn(owner, session_id, after))

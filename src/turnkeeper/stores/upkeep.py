@@ -171,6 +171,8 @@ def vacuum(path: Path, limit: int = LIVE_LIMIT) -> tuple[int, int]:
                     " the server from writing for too long: stop the server first"
                 )
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # From then on the server gives space back by itself, also in a file of an old program.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:

@@ -144,8 +144,9 @@ def output_text(text: str) -> dict[str, Any]:
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """An item that is to stand here again; `param` is the path of its id."""
+    """An item that is to stand here again; `param` is the path of its `id`."""
 
+    id: str
     ref: MessageRef
     param: str
 
@@ -296,7 +297,7 @@ def _convert(item: _Item, path: str) -> Item | Reference:  # noqa: PLR0911, one 
             ref = parse_item_id(id_)
             if ref is None:
                 raise not_found(id_, f"{path}.id")
-            return Reference(ref, f"{path}.id")
+            return Reference(id_, ref, f"{path}.id")
 
 
 def not_found(id_: str, param: str) -> WrongParameter:

@@ -30,6 +30,15 @@ class WrongParameter(InvalidRequest):
         self.word = word
 
 
+class NotMade(TurnkeeperError):
+    """There is no reply, nor anything else that came of the request: it may be sent again."""
+
+    def __init__(self, ended: TurnEnded) -> None:
+        super().__init__(ended.sentence)
+        self.code = ended.code
+        self.retry_after = ended.retry_after
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
     message: str
     type: str

@@ -28,8 +28,8 @@ LIST_REVISIONS = _REVISION + "WHERE deployment = ? ORDER BY number DESC"
 REVISION_OF_DEPLOYMENT = "SELECT 1 FROM revisions WHERE id = ? AND deployment = ?"
 NEWEST_NUMBER = "SELECT MAX(number) FROM revisions WHERE deployment = ?"
 INSERT_REVISION = """
-INSERT INTO revisions (id, deployment, number, blueprint, idle_timeout, created_at)
-VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO revisions (id, deployment, number, blueprint, idle_timeout, max_age, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 
 GET_DATA = "SELECT variables, config FROM session_data WHERE session_id = ?"
@@ -90,7 +90,7 @@ DELETE_DEPLOYMENT = "DELETE FROM deployments WHERE name = ?"
 
 # Sessions that were made before there were deployments get the first revision that there is.
 ANY_REVISION = "SELECT 1 FROM revisions LIMIT 1"
-ADOPT_SESSIONS = "UPDATE sessions SET revision = ? WHERE revision = ''"
+ADOPT_SESSIONS = "UPDATE sessions SET revision = ?, due_at = ? WHERE revision = ''"
 
 
 def publish_revision(
@@ -127,10 +127,12 @@ def _publish_revision(
     is_first = not (yield ANY_REVISION, ())
     newest = yield NEWEST_NUMBER, (name,)
     number = (newest[0][0] or 0) + 1
-    published = (encode_blueprint(revision.blueprint), revision.blueprint.idle_timeout)
+    blueprint = revision.blueprint
+    published = (encode_blueprint(blueprint), blueprint.idle_timeout, blueprint.max_age)
     yield INSERT_REVISION, (revision.id, name, number, *published, now)
     if is_first:
-        yield ADOPT_SESSIONS, (revision.id,)
+        may_expire = (blueprint.idle_timeout, blueprint.max_age) != (None, None)
+        yield ADOPT_SESSIONS, (revision.id, now if may_expire else None)
     return (yield from get_deployment(name))
 
 

@@ -31,8 +31,9 @@ from turnkeeper.errors import (
     SectionNotFound,
 )
 from turnkeeper.stores.sql.idempotency import once
+from turnkeeper.stores.sql.removal import remove_belongings
 from turnkeeper.stores.sql.rows import OF_ID, Rows, Transaction
-from turnkeeper.stores.sql.sessions import DELETE_BELONGINGS, DELETE_SAID, create_session
+from turnkeeper.stores.sql.sessions import create_session
 
 # --- Documents ---------------------------------------------------------------------------------
 
@@ -320,8 +321,6 @@ _CHATS_OF_DOCUMENT = """
 (SELECT session_id FROM sections WHERE document_id = ? AND session_id IS NOT NULL)
 """
 _DELETE_CHATS = "DELETE FROM sessions WHERE id IN "
-_OPEN_TURNS = """
-SELECT session_id, number FROM turns WHERE status IN ('queued', 'running') AND session_id IN """
 
 
 def delete_document(
@@ -355,10 +354,7 @@ def delete_section(
 def _delete_chats(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     """Delete sessions with all that belongs to them; returns the turns that were not over."""
     yield _DELETE_CHATS + which, (id_,)  # first: that locks them, so that no turn begins there
-    open_turns = yield _OPEN_TURNS + which, (id_,)
-    for statement in (*DELETE_SAID, *DELETE_BELONGINGS):
-        yield statement.replace("= ?", f"IN {which}"), (id_,)
-    return [TurnRef(*row) for row in open_turns]
+    return (yield from remove_belongings(f"IN {which}", id_))
 
 
 # --- The chat of a section ---------------------------------------------------------------------

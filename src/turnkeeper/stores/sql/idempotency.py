@@ -16,7 +16,9 @@ INSERT INTO idempotency_keys (owner, key, request, made, created_at) VALUES (?, 
 ON CONFLICT (owner, key) DO NOTHING RETURNING key
 """
 FIND_MADE = "SELECT request, made FROM idempotency_keys WHERE owner = ? AND key = ?"
-KEEP_MADE = "UPDATE idempotency_keys SET made = ? WHERE owner = ? AND key = ?"
+KEEP_MADE = """
+UPDATE idempotency_keys SET made = ?, session_id = ? WHERE owner = ? AND key = ?
+"""
 DROP_OLD = """
 DELETE FROM idempotency_keys WHERE (owner, key) IN (
     SELECT owner, key FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?
@@ -31,21 +33,25 @@ def once(
     name: Callable[[T], str],
     again: Callable[[str], Transaction[T]],
     now: int,
+    session: Callable[[T], str | None] = lambda _: None,
 ) -> Transaction[T]:
     """What `work` makes, or under a key that was used, `again` of what was made then.
 
-    `name` is what the made thing is remembered by.
+    `name` is what the made thing is remembered by, and `session` the id of the session with which
+    it goes: then `again` gets nothing but "".
     """
     made = yield from claim(key, now)
     if made is not None:
         return (yield from again(made))
     thing = yield from work
-    yield from keep_made(key, name(thing))
+    yield from keep_made(key, name(thing), session(thing))
     return thing
 
 
 def claim(key: IdempotencyKey | None, now: int) -> Transaction[str | None]:
-    """What was made under a key. None if nothing yet: then `keep_made` is to follow.
+    """What was made under a key, "" if its session is gone. None if nothing yet.
+
+    With None, `keep_made` is to follow.
 
     Raises:
         KeyReused: another request was made under it.
@@ -61,10 +67,10 @@ def claim(key: IdempotencyKey | None, now: int) -> Transaction[str | None]:
     return str(made)
 
 
-def keep_made(key: IdempotencyKey | None, made: str) -> Transaction[None]:
-    """Remember what was made under a key that was claimed."""
+def keep_made(key: IdempotencyKey | None, made: str, session_id: str | None) -> Transaction[None]:
+    """Remember what was made under a key that was claimed, and with which session it goes."""
     if key is not None:
-        yield KEEP_MADE, (made, key.owner, key.key)
+        yield KEEP_MADE, (made, session_id, key.owner, key.key)
 
 
 def drop_keys(before: int, limit: int) -> Transaction[int]:

@@ -80,7 +80,7 @@ def append_items(
 
     found = yield from get_session(owner, session)
     work = _append_items(owner, found.id, items, now)
-    return (yield from once(key, work, name=name, again=again, now=now))
+    return (yield from once(key, work, name=name, again=again, now=now, session=lambda _: found.id))
 
 
 def _append_items(

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Collection, Sequence
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import IdlePage, MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import MessagePage, NewSession, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -37,7 +38,9 @@ from turnkeeper.errors import (
     TurnNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_basis, get_revision
+from turnkeeper.stores.sql.expiry import expire_later, expire_unpinned
 from turnkeeper.stores.sql.idempotency import once
+from turnkeeper.stores.sql.removal import remove_belongings_of, remove_said_in
 from turnkeeper.stores.sql.rows import (
     OF_ALIAS,
     OF_ID,
@@ -131,16 +134,21 @@ LIST_SESSIONS_OF_END_USER = """
 SELECT id, alias, message_count FROM sessions
 WHERE owner = ? AND owner <> user_name AND message_count > 0 AND archived < 2 ORDER BY id
 """
+_NEWEST_FIRST = "s.id < ? ORDER BY s.id DESC LIMIT ?"
+_OLDEST_FIRST = "s.id > ? ORDER BY s.id LIMIT ?"
 # Without what may be long and is in no list.
 NEXT_SESSIONS = (
     re.sub(r"d\.(variables|config|context_documents)", "NULL", _SESSION)
-    + "s.user_name = ? AND s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+    + f"s.user_name = ? AND s.archived = ? AND {_NEWEST_FIRST}"
 )
 NEXT_SESSIONS_OF_END_USER = NEXT_SESSIONS.replace(
     "s.user_name = ?", "s.owner = ? AND s.owner <> s.user_name"
 )
 
-_BEYOND = "t"  # after every session's id
+OLDEST_SESSIONS = NEXT_SESSIONS.replace(_NEWEST_FIRST, _OLDEST_FIRST)
+OLDEST_SESSIONS_OF_END_USER = NEXT_SESSIONS_OF_END_USER.replace(_NEWEST_FIRST, _OLDEST_FIRST)
+
+_BEFORE, _BEYOND = "", "t"  # before and after every session's id
 _SCANNED = 1000  # sessions looked at for one page, at most about
 _SCANNED_AT_ONCE = 250
 
@@ -152,13 +160,19 @@ def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
 
 
 def page_sessions(
-    owner: str, wanted: SessionFilter, after: str | None, limit: int
+    owner: str,
+    wanted: SessionFilter,
+    after: str | None,
+    limit: int,
+    *,
+    oldest_first: bool = False,
 ) -> Transaction[SessionPage]:
-    cursor, scanned, found = after or _BEYOND, 0, list[Session]()
+    cursor = after or (_BEFORE if oldest_first else _BEYOND)
+    scanned, found = 0, list[Session]()
     is_selective = (wanted.pinned, wanted.deployment, wanted.title) != (None, None, None)
     at_once = _SCANNED_AT_ONCE if is_selective else limit + 1
     while scanned < _SCANNED:
-        rows = yield from _next_sessions(owner, wanted.archived, cursor, at_once)
+        rows = yield from _next_sessions(owner, wanted.archived, cursor, at_once, oldest_first)
         for row in rows:
             session = decode_session(row)
             if _is_wanted(session, wanted):
@@ -172,16 +186,18 @@ def page_sessions(
 
 
 def _next_sessions(
-    owner: str, archived: bool | None, cursor: str, limit: int
+    owner: str, archived: bool | None, cursor: str, limit: int, oldest_first: bool
 ) -> Transaction[Sequence[Row]]:
     kinds = (0, 1) if archived is None else (int(archived),)
     _, end_user = split_owner(owner)
     statement = NEXT_SESSIONS_OF_END_USER if end_user else NEXT_SESSIONS
+    if oldest_first:
+        statement = OLDEST_SESSIONS_OF_END_USER if end_user else OLDEST_SESSIONS
     merged: list[Row] = []
     for kind in kinds:
         merged += yield statement, (owner, kind, cursor, limit)
     if len(kinds) > 1:
-        merged.sort(key=lambda row: str(row[0]), reverse=True)
+        merged.sort(key=lambda row: str(row[0]), reverse=not oldest_first)
     return merged[:limit]
 
 
@@ -282,7 +298,8 @@ def _once(
     def again(id_: str) -> Transaction[Session]:
         return get_session(owner, ById(id_))
 
-    return (yield from once(key, work, name=lambda session: session.id, again=again, now=now))
+    name = attrgetter("id")
+    return (yield from once(key, work, name=name, again=again, now=now, session=name))
 
 
 def _create_session(new: NewSession) -> Transaction[Session]:
@@ -298,6 +315,7 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     made = (new.id, new.owner, user, new.title, new.model, new.section)
     sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
+    yield from expire_later(new.id, revision.blueprint, new.now)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
@@ -354,6 +372,8 @@ def update_session(
     rows = yield statement, (*arguments, owner, name_of(session))
     id_, version = _only(rows)
     _check_stamp(make_stamp(id_, version - 1), if_stamp)
+    if change.pinned is False:
+        yield from expire_unpinned(id_, now)
     if change.metadata is not UNSET:
         yield SET_METADATA, (id_, encode_object(change.metadata))
     return (yield from get_session(owner, ById(id_)))
@@ -429,7 +449,10 @@ def _fork_session(
     yield FORK_SESSION, (new_id, turns, counted, hidden, weight, now, now, id_)
     yield FORK_DATA, (new_id, id_)
     yield FORK_ITEMS, (new_id, id_, *last)
-    return (yield from get_session(owner, ById(new_id)))
+    fork = yield from get_session(owner, ById(new_id))
+    revision = yield from get_revision(fork.revision)
+    yield from expire_later(new_id, revision.blueprint, now)
+    return fork
 
 
 def _last_place(
@@ -463,98 +486,27 @@ UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight 
 WHERE {OF_ID} RETURNING id
 """
 CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
-OPEN_TURNS_OF_SESSION = """
-SELECT number FROM turns WHERE session_id = ? AND status IN ('queued', 'running')
-"""
-DELETE_TURNS = "DELETE FROM turns WHERE session_id = ?"
-DELETE_ITEMS = "DELETE FROM items WHERE session_id = ?"
-DELETE_HIDDEN = "DELETE FROM hidden_items WHERE session_id = ?"
-DELETE_CHECKPOINTS = "DELETE FROM checkpoints WHERE session_id = ?"
-DELETE_SUMMARY = "DELETE FROM summaries WHERE session_id = ?"
-DELETE_TURN_DATA = "DELETE FROM turn_data WHERE session_id = ?"
-DELETE_SAID = (
-    DELETE_TURNS,
-    DELETE_ITEMS,
-    DELETE_HIDDEN,
-    DELETE_CHECKPOINTS,
-    DELETE_SUMMARY,
-    DELETE_TURN_DATA,
-)
-DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
-DELETE_TOKENS = "DELETE FROM session_tokens WHERE session_id = ?"
-DELETE_BELONGINGS = (DELETE_DATA, DELETE_TOKENS)  # what it keeps when it is cleared
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, name_of(session))
-    return (yield from _remove_all_said(rows[0][0])) if rows else []
+    return (yield from remove_said_in(rows[0][0])) if rows else []
 
 
-def _remove_all_said(session_id: str) -> Transaction[Sequence[TurnRef]]:
-    """Returns the turns that were not over."""
-    open_turns = yield OPEN_TURNS_OF_SESSION, (session_id,)
-    for statement in DELETE_SAID:
-        yield statement, (session_id,)
-    return [TurnRef(session_id, number) for (number,) in open_turns]
-
-
-DELETE_BY_ID = f"DELETE FROM sessions WHERE {OF_ID} RETURNING id, version"
-DELETE_BY_ALIAS = f"DELETE FROM sessions WHERE {OF_ALIAS} RETURNING id, version"
+DELETE_BY_ID = f"DELETE FROM sessions WHERE {OF_ID} RETURNING id, version, section"
+DELETE_BY_ALIAS = DELETE_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def delete_session(
     owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, name_of(session))
-    id_, version = _only(rows)
+    id_, version, section = _only(rows)
     _check_stamp(make_stamp(id_, version), if_stamp)
-    open_turns = yield from _remove_all_said(id_)
+    open_turns = yield from remove_belongings_of(id_, section)
     if open_turns and if_idle:
         raise SessionBusy(
             "A turn of this session is queued or running; try again when it is over",
             open_turns[0].id,
         )
-    yield from _remove_belongings(id_)
     return open_turns
-
-
-def _remove_belongings(session_id: str) -> Transaction[None]:
-    for statement in DELETE_BELONGINGS:
-        yield statement, (session_id,)
-
-
-# --- Expiring ----------------------------------------------------------------------------------
-
-HAS_TIMEOUT = "SELECT 1 FROM revisions WHERE idle_timeout IS NOT NULL LIMIT 1"
-# Every session in its turn, by the order they lie in: no index has to be kept for this.
-WALK_SESSIONS = """
-SELECT s.id, s.updated_at, s.pinned, s.running, r.idle_timeout
-FROM sessions s LEFT JOIN revisions r ON r.id = s.revision
-WHERE s.id > ? ORDER BY s.id LIMIT ?
-"""
-# Someone may have spoken in it since it was found.
-DELETE_IDLE = """
-DELETE FROM sessions WHERE id = ? AND updated_at <= ? AND pinned = 0 AND running IS NULL
-RETURNING id
-"""
-
-
-def find_idle(after: str, limit: int, now: int) -> Transaction[IdlePage]:
-    if not (yield HAS_TIMEOUT, ()):
-        return IdlePage([], None)
-    rows = yield WALK_SESSIONS, (after, limit)
-    idle: list[tuple[str, int]] = []
-    for id_, updated_at, pinned, running, timeout in rows:
-        if timeout is None or pinned or running is not None:
-            continue
-        if updated_at + timeout * 1000 <= now:
-            idle.append((id_, updated_at))
-    return IdlePage(idle, rows[-1][0] if len(rows) == limit else None)
-
-
-def delete_idle(session_id: str, updated_at: int) -> Transaction[bool]:
-    rows = yield DELETE_IDLE, (session_id, updated_at)
-    if rows:
-        yield from _remove_all_said(session_id)
-        yield from _remove_belongings(session_id)
-    return bool(rows)

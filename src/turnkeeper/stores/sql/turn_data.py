@@ -4,6 +4,7 @@ from turnkeeper.contracts import StoredReply, TurnPage
 from turnkeeper.domain import TurnRef, TurnStatus, split_owner
 from turnkeeper.errors import SessionNotFound, TurnNotFound
 from turnkeeper.stores.sql.items import DROP_SUMMARY, SUBTRACT_SUMS, SUMS_OF_TURN, lock_own
+from turnkeeper.stores.sql.removal import remove_belongings_of
 from turnkeeper.stores.sql.rows import Transaction, decode_turn
 from turnkeeper.stores.sql.turns import TURN_COLUMNS, TURN_STATUS, busy, items_of_turn
 
@@ -61,6 +62,7 @@ DELETE FROM sessions WHERE id = ? AND alias IS NULL AND title IS NULL AND sectio
     AND NOT EXISTS (SELECT 1 FROM items i WHERE i.session_id = sessions.id)
     AND NOT EXISTS (SELECT 1 FROM hidden_items h WHERE h.session_id = sessions.id)
     AND NOT EXISTS (SELECT 1 FROM session_data x WHERE x.session_id = sessions.id)
+RETURNING id, section
 """
 
 
@@ -85,7 +87,8 @@ def delete_turn(owner: str, ref: TurnRef, now: int, keep_items: bool) -> Transac
         yield statement, place
     yield SUBTRACT_SUMS, (*map(int, sums[0]), ref.session_id)
     yield DROP_SUMMARY, place
-    yield REMOVE_EMPTY, (ref.session_id,)
+    for emptied in (yield REMOVE_EMPTY, (ref.session_id,)):
+        yield from remove_belongings_of(*emptied)
 
 
 def _lock(owner: str, ref: TurnRef, now: int) -> Transaction[None]:

@@ -33,6 +33,7 @@ from turnkeeper.errors import (
     TurnNotFound,
 )
 from turnkeeper.stores.sql.deployments import get_basis
+from turnkeeper.stores.sql.expiry import expire_later
 from turnkeeper.stores.sql.idempotency import claim, keep_made
 from turnkeeper.stores.sql.rows import (
     OF_ALIAS,
@@ -100,13 +101,19 @@ def begin_turn(new: NewTurn) -> Transaction[BegunTurn | TurnRef]:
     if begun is not None:
         return begun
     stored = yield from _begin_turn(new)
-    yield from keep_made(new.key, stored.turn.ref.id)
+    yield from keep_made(new.key, stored.turn.ref.id, stored.turn.ref.session_id)
     return stored
 
 
 def claim_turn(key: IdempotencyKey | None, now: int) -> Transaction[TurnRef | None]:
-    """The turn that was begun under a key; None if none was yet."""
+    """The turn that was begun under a key; None if none was yet.
+
+    Raises:
+        TurnNotFound: it has gone with its session.
+    """
     made = yield from claim(key, now)
+    if made == "":
+        raise TurnNotFound("Turn not found")
     return None if made is None else parse_turn_id(made)
 
 
@@ -120,6 +127,8 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
     basis = yield from get_basis(row, new.revisions, configured=new.kept is not None)
     if new.scope is not None and basis.revision.deployment != new.scope:
         raise SessionNotFound("Session not found")
+    if number == 1:  # of a session that is new; one that was made before has been noted
+        yield from expire_later(session_id, basis.revision.blueprint, new.now)
     choice = new.choose(basis, total_weight)
     ahead: Sequence[int] = ()
     if running != number:

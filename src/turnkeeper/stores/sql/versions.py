@@ -98,7 +98,7 @@ def begin_version(new: NewVersion) -> Transaction[BegunTurn | TurnRef]:
     if begun is not None:
         return begun
     stored = yield from _begin_version(new)
-    yield from keep_made(new.key, stored.turn.ref.id)
+    yield from keep_made(new.key, stored.turn.ref.id, stored.turn.ref.session_id)
     return stored
 
 

@@ -17,7 +17,7 @@ from turnkeeper.dialects.openai.completions.chunks import encode_chunks
 from turnkeeper.dialects.openai.completions.request import Wanted, decode_wanted
 from turnkeeper.dialects.openai.completions.shape import encode_completion
 from turnkeeper.dialects.openai.completions.stored import encode_kept
-from turnkeeper.dialects.openai.errors import WrongParameter, encode_error
+from turnkeeper.dialects.openai.errors import NotMade, WrongParameter, encode_error
 from turnkeeper.dialects.openai.ids import parse_conversation_id
 from turnkeeper.dialects.openai.streaming import KEEP_ALIVE
 from turnkeeper.domain import (
@@ -28,7 +28,7 @@ from turnkeeper.domain import (
     SessionChoice,
     choose_session,
 )
-from turnkeeper.errors import InvalidRequest, SessionNotFound, TurnEnded, TurnkeeperError
+from turnkeeper.errors import InvalidRequest, SessionNotFound, TurnEnded
 from turnkeeper.reply import Reply, Taken
 
 _SESSION = "metadata.session_id"
@@ -94,15 +94,6 @@ async def _answer_unkept(
     except TurnEnded as ended:
         raise NotMade(ended) from None
     return _answer(reply, ())
-
-
-class NotMade(TurnkeeperError):
-    """There is no reply, nor anything else that came of the request: it may be sent again."""
-
-    def __init__(self, ended: TurnEnded) -> None:
-        super().__init__(ended.sentence)
-        self.code = ended.code
-        self.retry_after = ended.retry_after
 
 
 # --- A turn ------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """`/v1/responses` over HTTP: made, read, followed, cancelled, deleted; what was asked in one."""
 
 import re
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from turnkeeper.dialects.exchange import (
     REPEATED,
@@ -24,6 +26,8 @@ from turnkeeper.dialects.openai.responses.shape import decode_kept, encode_kept_
 from turnkeeper.dialects.openai.streaming import KEEP_ALIVE
 from turnkeeper.domain import TurnRef, TurnStatus
 from turnkeeper.errors import InvalidRequest, TurnEnded, TurnNotFound
+
+T = TypeVar("T")
 
 
 async def create_response(parts: Parts, call: Call) -> Outcome:
@@ -72,7 +76,7 @@ def _headers_of(running: Running) -> Headers:
 
 
 async def get_response(parts: Parts, call: Call) -> Outcome:
-    running = await find(parts, call.caller, _find_ref(call))
+    running = await _of_response(call, find(parts, call.caller, _find_ref(call)))
     headers = _headers_of(running)
     after = call.query.get("starting_after")
     if not call.wants_stream(call.query.get("stream") == "true"):
@@ -90,7 +94,7 @@ def _number(text: str) -> int:
 
 async def cancel_response(parts: Parts, call: Call) -> Answer:
     ref = _find_ref(call)
-    turn = await parts.engine.cancel_turn(call.caller, ref)
+    turn = await _of_response(call, parts.engine.cancel_turn(call.caller, ref))
     if turn.status is not TurnStatus.CANCELLED:
         raise InvalidRequest("Cannot cancel a completed response")
     running = await find(parts, call.caller, ref)
@@ -99,11 +103,12 @@ async def cancel_response(parts: Parts, call: Call) -> Answer:
 
 async def delete_response(parts: Parts, call: Call) -> Answer:
     ref = _find_ref(call)
-    stored = await parts.engine.read_turn(call.caller, ref)
+    stored = await _of_response(call, parts.engine.read_turn(call.caller, ref))
     kept = decode_kept(stored.data)
     if kept is None:
         raise _not_found(call)
-    await parts.engine.delete_turn(call.caller, ref, keep_items=kept.in_conversation)
+    deleting = parts.engine.delete_turn(call.caller, ref, keep_items=kept.in_conversation)
+    await _of_response(call, deleting)
     body = {"id": call.path["id"], "object": "response.deleted", "deleted": True}
     return Answer(200, encode_json(body))
 
@@ -112,7 +117,7 @@ async def list_input_items(parts: Parts, call: Call) -> Answer:
     ref = _find_ref(call)
     limit, newest_first = query_limit(call), query_order(call, "desc")
     after = call.query.get("after")
-    stored = await parts.engine.read_turn(call.caller, ref)
+    stored = await _of_response(call, parts.engine.read_turn(call.caller, ref))
     asked = kept_of(stored).asked
     items = [item for item in stored.items if item.position < asked]
     if newest_first:
@@ -139,6 +144,14 @@ def _find_ref(call: Call) -> TurnRef:
 
 def _not_found(call: Call) -> TurnNotFound:
     return TurnNotFound(f"Response with id '{call.path['id'][:100]}' not found.")
+
+
+async def _of_response(call: Call, work: Awaitable[T]) -> T:
+    """What `work` returns; that there is no such turn is told in the words of this dialect."""
+    try:
+        return await work
+    except TurnNotFound:
+        raise _not_found(call) from None
 
 
 _ONE = "/v1/responses/{id}"

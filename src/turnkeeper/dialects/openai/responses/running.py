@@ -11,9 +11,9 @@ import msgspec
 from turnkeeper.blueprint import fill_in, is_deployment_name, sampling_of
 from turnkeeper.contracts import StoredReply
 from turnkeeper.dialects.exchange import Parts
-from turnkeeper.dialects.openai.content import Reference, not_found
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import response_id
+from turnkeeper.dialects.openai.items import resolve_items
 from turnkeeper.dialects.openai.responses.events import OPENED, Fold, Frame, Opened, as_sse
 from turnkeeper.dialects.openai.responses.request import Template, Wanted, no_previous
 from turnkeeper.dialects.openai.responses.shape import (
@@ -43,7 +43,6 @@ from turnkeeper.domain import (
 from turnkeeper.errors import (
     DeploymentNotFound,
     InvalidRequest,
-    MessageNotFound,
     NotNewest,
     RevisionNotFound,
     SessionNotFound,
@@ -104,22 +103,22 @@ class Follower:
     def __init__(self, follower: LogFollower) -> None:
         self._follower = follower
         self._is_open = False
-
-    @property
-    def finished(self) -> bool:
-        return self._follower.finished
+        self.finished = False
 
     async def next(self) -> Sequence[ReplyEvent | Opened]:
-        if self._is_open:
-            return await self._follower.next()
-        self._is_open = True
-        return [OPENED]
+        if not self._is_open:
+            self._is_open = True
+            return [OPENED]
+        events = await self._follower.next()
+        self.finished = self._follower.finished
+        return events
 
     def nudge(self) -> None:
         self._follower.nudge()
 
     def close(self) -> None:
         self._follower.close()
+        self.finished = True
 
 
 # --- Beginning ---------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ async def begin(
     if key is not None and not wanted.store:
         raise InvalidRequest("An Idempotency-Key needs store: true: of this nothing is kept")
     wanted = await _use_template(parts, wanted)
-    new = parts.engine.check_items(await resolve(parts, caller, wanted.items))
+    new = parts.engine.check_items(await resolve_items(parts, caller, wanted.items))
     items = (*wanted.remembered, *new)
     await _check_results(parts, caller, wanted, items)
     if wanted.store:
@@ -234,25 +233,6 @@ def not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exceptio
 
 
 # --- What is to be answered ----------------------------------------------------------------------
-
-
-async def resolve(parts: Parts, caller: str, items: Sequence[Item | Reference]) -> tuple[Item, ...]:
-    """The items, with those that are only named in the place of their names.
-
-    Raises:
-        WrongParameter: there is none of that name.
-    """
-    found: list[Item] = []
-    for item in items:
-        if isinstance(item, Reference):
-            try:
-                listed = await parts.sessions.get_item(caller, item.ref)
-            except (SessionNotFound, MessageNotFound):
-                raise not_found(item.ref.id, item.param) from None
-            found.append(listed.item)
-        else:
-            found.append(item)
-    return tuple(found)
 
 
 _LOOKED_THROUGH = 5  # pages of a session for the call that a result is of

@@ -28,6 +28,7 @@ from turnkeeper.dialects.exchange import (
 )
 from turnkeeper.dialects.openai.errors import WrongParameter, error_body, status_of
 from turnkeeper.dialects.openai.ids import response_id
+from turnkeeper.dialects.openai.items import resolve_items
 from turnkeeper.dialects.openai.parameters import decode_body, unsupported
 from turnkeeper.dialects.openai.responses.events import OPENED, Fold, as_json
 from turnkeeper.dialects.openai.responses.memory import Context, Memory
@@ -37,7 +38,7 @@ from turnkeeper.dialects.openai.responses.request import (
     make_wanted,
     no_previous,
 )
-from turnkeeper.dialects.openai.responses.running import Running, begin, resolve
+from turnkeeper.dialects.openai.responses.running import Running, begin
 from turnkeeper.dialects.openai.responses.shape import encode_echo, items_of
 from turnkeeper.domain import Failure, TurnRef, TurnStatus
 from turnkeeper.errors import InvalidRequest, StoreUnavailable, TurnkeeperError, TurnNotFound
@@ -251,7 +252,7 @@ class _Connection:
         if wanted.previous is not None:
             await self._check_stored(wanted.previous)
         engine = self._parts.engine
-        items = engine.check_items(await resolve(self._parts, self._caller, wanted.items))
+        items = engine.check_items(await resolve_items(self._parts, self._caller, wanted.items))
         turn = await engine.unasked_turn(self._caller, model=wanted.model)
         context = Context((*wanted.remembered, *items), wanted.previous, may_be_stored=wanted.store)
         self._memory.remember(lane.name, turn.ref, context)

@@ -1,0 +1,29 @@
+"""Items that are only named: looked up, and put in the place of their names."""
+
+from collections.abc import Sequence
+
+from turnkeeper.dialects.exchange import Parts
+from turnkeeper.dialects.openai.content import Reference, not_found
+from turnkeeper.domain import Item
+from turnkeeper.errors import MessageNotFound, SessionNotFound
+
+
+async def resolve_items(
+    parts: Parts, caller: str, items: Sequence[Item | Reference]
+) -> tuple[Item, ...]:
+    """The items as they are to be kept.
+
+    Raises:
+        WrongParameter: one that is named is not there, or someone else's.
+    """
+    found: list[Item] = []
+    for item in items:
+        if isinstance(item, Reference):
+            try:
+                listed = await parts.sessions.get_item(caller, item.ref)
+            except (SessionNotFound, MessageNotFound):
+                raise not_found(item.id, item.param) from None
+            found.append(listed.item)
+        else:
+            found.append(item)
+    return tuple(found)
