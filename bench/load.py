@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Literal, cast
 from uuid import uuid4
 
 import httptools
@@ -39,6 +39,8 @@ class Target(msgspec.Struct, frozen=True):
         direct: to the model server itself, in its own format.
         keyed: each under an idempotency key of its own.
         detached: the way of `bench.detached`, where that is the server.
+        dialect: how Turnkeeper is spoken to: in its own, or in OpenAI's chat completions, whose
+            clients send all that was said each time; as a session's turn, or with nothing kept.
     """
 
     port: int
@@ -47,6 +49,7 @@ class Target(msgspec.Struct, frozen=True):
     direct: bool = False
     keyed: bool = False
     detached: bool = False
+    dialect: Literal["own", "chat", "unkept"] = "own"
 
 
 class Turns(msgspec.Struct, frozen=True, tag=True):
@@ -140,12 +143,17 @@ class Answer(msgspec.Struct):
     session_id: str
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
 class Choice(msgspec.Struct):
-    delta: Delta
+    delta: Delta = Delta()
+    message: Delta = Delta()
+
+
+class Completion(msgspec.Struct):
+    choices: list[Choice]
 
 
 class Event(msgspec.Struct):
@@ -158,6 +166,7 @@ class Event(msgspec.Struct):
 
 READ_ANSWER = msgspec.json.Decoder(Answer)
 READ_EVENT = msgspec.json.Decoder(Event)
+READ_COMPLETION = msgspec.json.Decoder(Completion)
 TO_JSON = msgspec.json.Encoder()
 
 
@@ -280,7 +289,9 @@ class Client:
         self.streamed = streamed
         self.connection: Connection | None = None
         self.session_id = ""
-        path = "/v1/chat/completions" if target.direct else "/api/chat"
+        self.said: list[dict[str, str]] = []  # in the session, where all of it is sent each time
+        is_own = target.dialect == "own" and not target.direct
+        path = "/api/chat" if is_own else "/v1/chat/completions"
         path += "?detached" * target.detached
         self.head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
@@ -295,18 +306,25 @@ class Client:
         took = time.perf_counter() - begun
         if self.streamed:
             text = "".join(exchange.pieces)
-            self.session_id = exchange.session_id
+            self.session_id = exchange.session_id or self.session_id
             self.outcome.events += len(exchange.pieces)
             self.outcome.writes += exchange.writes - 1  # the last, empty chunk is the end
             self.outcome.first_deltas.append(exchange.first_delta)
         else:
-            answer = READ_ANSWER.decode(exchange.body)
-            text = answer.response
-            self.session_id = answer.session_id
+            text = self.read(exchange.body)
             self.outcome.took.append(took)
         if text != self.target.expected:
             raise LoadError(f"The server answered {text[:100]!r}, the model had said otherwise.")
+        self.said.append({"role": "assistant", "content": text})
         self.outcome.turns += 1
+
+    def read(self, body: bytes) -> str:
+        """The reply in an answer that came whole."""
+        if self.target.dialect != "own":
+            return READ_COMPLETION.decode(body).choices[0].message.content or ""
+        answer = READ_ANSWER.decode(body)
+        self.session_id = answer.session_id
+        return answer.response
 
     async def ask(self, exchange: Exchange) -> None:
         """Send the message; returns when the answer is complete."""
@@ -324,12 +342,25 @@ class Client:
         if self.target.direct:
             messages = [{"role": "user", "content": MESSAGE}]
             return TO_JSON.encode({"model": "bench-model", "messages": messages, "stream": True})
+        if self.target.dialect != "own":
+            return self.completion()
         said: dict[str, object] = {"message": MESSAGE}
         if self.session_id:
             said["session_id"] = self.session_id
         if self.streamed:
             said["stream"] = True
         return TO_JSON.encode(said)
+
+    def completion(self) -> bytes:
+        if not self.session_id:
+            self.session_id, self.said = str(uuid4()), []
+        self.said.append({"role": "user", "content": MESSAGE})
+        asked: dict[str, object] = {"model": "bench-model", "messages": self.said}
+        if self.target.dialect == "chat":
+            asked["metadata"] = {"session_id": self.session_id}
+        if self.streamed:
+            asked["stream"] = True
+        return TO_JSON.encode(asked)
 
     async def sessions_of_seven(self, turns: int | None, first: int = 0) -> None:
         """So many turns, or without end; a new session after every seventh."""

@@ -86,7 +86,7 @@ CONVERSATIONS: list[tuple[object, tuple[Item, ...]]] = [
 
 @pytest.mark.parametrize(("message", "items"), CONVERSATIONS)
 def test_a_message_is_items(message: object, items: tuple[Item, ...]) -> None:
-    assert read(message).conversation.items == items
+    assert read(message).conversation.items() == items
 
 
 def test_the_result_of_a_custom_tool_is_known_by_its_call() -> None:
@@ -94,7 +94,7 @@ def test_the_result_of_a_custom_tool_is_known_by_its_call() -> None:
     found = read(
         {"role": "assistant", "tool_calls": [custom]},
         {"role": "tool", "tool_call_id": "a", "content": "x"},
-    ).conversation.items
+    ).conversation.items()
     assert found == (ToolCall("a", "sh", "ls", custom=True), ToolResult("a", "x", custom=True))
 
 
@@ -104,7 +104,7 @@ def test_the_result_of_a_custom_tool_is_known_by_its_call() -> None:
 def test_items_are_messages_again(message: object, items: tuple[Item, ...]) -> None:
     [encoded] = encode_messages(items)
     encoded["content"] = encoded.pop("content_parts", None) or encoded["content"]
-    assert read(encoded).conversation.items == items
+    assert read(encoded).conversation.items() == items
 
 
 def test_what_is_new_stands_behind_the_assistants_last_words() -> None:
@@ -116,16 +116,16 @@ def test_what_is_new_stands_behind_the_assistants_last_words() -> None:
         {"role": "developer", "content": "two"},
         {"role": "user", "content": "d"},
     ).conversation
-    assert said.new == (ToolResult("c", "b"), Message("user", "d"))
-    assert said.instructions == "one\\n\\ntwo".replace("\\n", "\n")
-    assert len(said.said) == 4
+    assert said.new() == (ToolResult("c", "b"), Message("user", "d"))
+    assert said.instructions() == "one\\n\\ntwo".replace("\\n", "\n")
+    assert len(said.said()) == 4
     assert said.has_history
 
 
 def test_a_conversation_that_begins_is_all_new() -> None:
     said = read({"role": "user", "content": "a"}, {"role": "user", "content": "b"}).conversation
-    assert said.new == said.said == said.items
-    assert said.instructions is None
+    assert said.new() == said.said() == said.items()
+    assert said.instructions() is None
     assert not said.has_history
 
 

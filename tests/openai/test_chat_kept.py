@@ -353,6 +353,22 @@ async def test_many_clients_in_one_session(
         assert reply == f"You said: {words}"
 
 
+@pytest.mark.parametrize("name", ["user", "safety_identifier"])
+async def test_an_application_says_for_whom_it_asks(
+    client: openai.AsyncOpenAI, http: httpx.AsyncClient, model: ModelServer, name: str
+) -> None:
+    """Two users of one application may call their sessions alike, and neither sees the other's."""
+    alias, path = new_name(), "/api/chat-sessions"
+    for who in ("ann", "bob"):
+        await say(client, HELLO, metadata={"session_id": alias}, extra_body={name: who})
+    found = [
+        (await http.get(f"{path}/{alias}", headers={"X-End-User": who})).json()["chat_session"]
+        for who in ("ann", "bob")
+    ]
+    assert found[0]["id"] != found[1]["id"]
+    assert [one["message_count"] for one in found] == [2, 2]
+
+
 # --- Once --------------------------------------------------------------------------------------
 
 

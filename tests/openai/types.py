@@ -15,10 +15,23 @@ from openai.types.chat import (
     ChatCompletionDeleted,
     ChatCompletionStoreMessage,
 )
-from pydantic import BaseModel
+from openai.types.conversations import (
+    Conversation,
+    ConversationDeletedResource,
+    ConversationItem,
+)
+from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
+from pydantic import BaseModel, TypeAdapter
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: bool
+
 
 # From method and path to what is answered, and whether it is a list of that.
-_ANSWERS: tuple[tuple[str, type[BaseModel], bool], ...] = (
+_ANSWERS: tuple[tuple[str, Any, bool], ...] = (
     (r"GET /v1/models", Model, True),
     (r"GET /v1/models/.+", Model, False),
     (r"POST /v1/chat/completions", ChatCompletion, False),
@@ -26,6 +39,18 @@ _ANSWERS: tuple[tuple[str, type[BaseModel], bool], ...] = (
     (r"(GET|POST) /v1/chat/completions/[^/]+", ChatCompletion, False),
     (r"DELETE /v1/chat/completions/[^/]+", ChatCompletionDeleted, False),
     (r"GET /v1/chat/completions/[^/]+/messages", ChatCompletionStoreMessage, True),
+    (r"POST /v1/responses", Response, False),
+    (r"GET /v1/responses/[^/]+", Response, False),
+    (r"DELETE /v1/responses/[^/]+", Deleted, False),  # which the SDK does not look at
+    (r"POST /v1/responses/[^/]+/cancel", Response, False),
+    (r"GET /v1/responses/[^/]+/input_items", ResponseItem, True),
+    (r"GET /v1/conversations", Conversation, True),
+    (r"POST /v1/conversations", Conversation, False),
+    (r"(GET|POST) /v1/conversations/[^/]+", Conversation, False),
+    (r"DELETE /v1/conversations/[^/]+", ConversationDeletedResource, False),
+    (r"(GET|POST) /v1/conversations/[^/]+/items", ConversationItem, True),
+    (r"GET /v1/conversations/[^/]+/items/[^/]+", ConversationItem, False),
+    (r"DELETE /v1/conversations/[^/]+/items/[^/]+", Conversation, False),
 )
 
 
@@ -55,7 +80,7 @@ def check_answer(response: httpx.Response) -> None:
         return
     model, is_list = _type_of(f"{response.request.method} {response.request.url.path}")
     if not is_list:
-        model.model_validate_json(response.content, strict=True)
+        TypeAdapter(model).validate_json(response.content, strict=True)
         return
     page = msgspec.json.decode(response.content, type=Page)
     assert page.object == "list"
@@ -67,19 +92,27 @@ def check_answer(response: httpx.Response) -> None:
         _check_one(model, one)
 
 
-def _type_of(asked: str) -> tuple[type[BaseModel], bool]:
+def _type_of(asked: str) -> tuple[Any, bool]:
     for pattern, model, is_list in _ANSWERS:
         if re.fullmatch(pattern, asked):
             return model, is_list
     raise AssertionError(f"say in types.py what {asked} answers")
 
 
-def _check_one(model: type[BaseModel], one: dict[str, Any]) -> None:
+def _check_one(model: Any, one: dict[str, Any]) -> None:
     if model is ChatCompletionStoreMessage:
         # It is said to be the assistant's; but what is listed is what the assistant answers.
         one = {**one, "role": "assistant"}
-    model.model_validate(one, strict=True)
+    TypeAdapter(model).validate_json(msgspec.json.encode(one), strict=True)
 
 
 def check_chunk(chunk: ChatCompletionChunk) -> None:
     ChatCompletionChunk.model_validate(chunk.to_dict(), strict=True)
+
+
+_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def check_event(event: BaseModel) -> None:
+    """Of a response's stream."""
+    _EVENT.validate_json(event.to_json(), strict=True)  # type: ignore[attr-defined]

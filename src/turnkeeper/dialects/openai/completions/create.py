@@ -1,5 +1,7 @@
 """`POST /v1/chat/completions`: a turn of a session, or an exchange of which nothing is kept."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from turnkeeper.dialects.exchange import (
@@ -24,6 +26,7 @@ from turnkeeper.domain import (
     ByAlias,
     ById,
     IdempotencyKey,
+    Item,
     Options,
     SessionChoice,
     choose_session,
@@ -35,7 +38,9 @@ _SESSION = "metadata.session_id"
 
 
 async def create_completion(parts: Parts, call: Call) -> Outcome:
-    wanted, key = decode_wanted(call.body), call.key()
+    wanted = decode_wanted(call.body)
+    call = call.on_behalf_of(wanted.user)
+    key = call.key()
     if not wanted.is_kept:
         return await _answer_unkept(parts, call, wanted, key)
     taken = await _take(parts, call, wanted, key)
@@ -75,13 +80,13 @@ async def _answer_unkept(
             "An Idempotency-Key needs store: true or metadata.session_id: of this nothing is kept"
         )
     said, session = wanted.conversation, None
-    items, options = said.items, wanted.options
+    options = wanted.options
     if wanted.session_id is not None:
         session = _choose(wanted.session_id)
-        items, options = said.new, _instruct(options, said.instructions)
+        options = _instruct(options, said.instructions())
     reply = await parts.engine.answer_unkept(
         call.caller,
-        parts.engine.check_items(items),
+        parts.engine.check_items(said.items() if session is None else said.new()),
         model=wanted.model,
         options=options,
         before=session,
@@ -100,32 +105,41 @@ async def _answer_unkept(
 
 
 async def _take(parts: Parts, call: Call, wanted: Wanted, key: IdempotencyKey | None) -> Taken:
-    said, session = wanted.conversation, None
-    items = said.items
-    options = msgspec.structs.replace(wanted.options, alone=True, overflow="error")
-    if wanted.session_id is not None:
-        session = _choose(wanted.session_id)
-        items = said.new
-        if said.has_history and not await _is_there(parts, call, session):
-            items = said.said  # nobody has it yet
-        options = _instruct(wanted.options, said.instructions)
-    if not said.new:
+    said = wanted.conversation
+    new = said.new()
+    if not new:
         raise WrongParameter(
             "There is nothing to answer: the assistant has the last word", "messages"
         )
-    return await parts.engine.take_items(
-        call.caller,
-        session,
-        parts.engine.check_items(items),
-        model=wanted.model,
-        options=options,
-        data=encode_kept(wanted.metadata, wanted.echo(), is_alone=session is None),
-        bare=session is None,
-        key=key,
-    )
+
+    async def take(session: SessionChoice | None, items: Sequence[Item], options: Options) -> Taken:
+        is_alone = session is None
+        return await parts.engine.take_items(
+            call.caller,
+            session,
+            parts.engine.check_items(items),
+            model=wanted.model,
+            options=options,
+            data=encode_kept(wanted.metadata, wanted.echo(), is_alone=is_alone),
+            bare=is_alone,
+            key=key,
+        )
+
+    if wanted.session_id is None:
+        options = msgspec.structs.replace(wanted.options, alone=True, overflow="error")
+        return await take(None, said.items(), options)
+    session, options = _choose(wanted.session_id), _instruct(wanted.options, said.instructions())
+    if isinstance(session, ByAlias) and said.has_history:
+        try:
+            return await take(ByAlias(session.alias), new, options)
+        except SessionNotFound:  # so nobody has that history yet
+            return await take(session, said.said(), options)
+    return await take(session, new, options)
 
 
 def _instruct(options: Options, instructions: str | None) -> Options:
+    if instructions is None:
+        return options
     return msgspec.structs.replace(options, instructions=instructions)
 
 
@@ -138,14 +152,3 @@ def _choose(text: str) -> SessionChoice:
         return choose_session(text)
     except InvalidRequest as error:
         raise WrongParameter(f"metadata.{error.sentence}", _SESSION) from None
-
-
-async def _is_there(parts: Parts, call: Call, session: SessionChoice) -> bool:
-    """Whether a session is there that has the history which a client sends again."""
-    if isinstance(session, ById):
-        return True
-    try:
-        await parts.sessions.get(call.caller, ByAlias(session.alias))
-    except SessionNotFound:
-        return False
-    return True

@@ -119,78 +119,90 @@ AnyMessage = (
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """What a client has sent of a conversation.
+    """What a client has sent of a conversation. What nobody asks for is not made.
 
     Attributes:
-        items: all of it, in order.
-        instructions: what the system and the developer say, in one text; None if nothing.
-        said: the items without those.
-        new: of these, what stands behind the last of the assistant's: what is to be answered.
+        start: where what is new begins: behind the last of the assistant's messages.
     """
 
-    items: tuple[Item, ...]
-    instructions: str | None
-    said: tuple[Item, ...]
-    new: tuple[Item, ...]
+    messages: Sequence[AnyMessage]
+    start: int
 
     @property
     def has_history(self) -> bool:
         """Whether something was answered before."""
-        return len(self.new) < len(self.said)
+        return self.start > 0
+
+    def items(self) -> tuple[Item, ...]:
+        """All of it, in order; as the others, it raises WrongParameter."""
+        return self._decode(0, with_orders=True)
+
+    def said(self) -> tuple[Item, ...]:
+        """All but what the system and the developer say."""
+        return self._decode(0, with_orders=False)
+
+    def new(self) -> tuple[Item, ...]:
+        """Of that, what is to be answered."""
+        return self._decode(self.start, with_orders=False)
+
+    def instructions(self) -> str | None:
+        """What the system and the developer say, in one text; None if nothing."""
+        orders = [
+            _message("system", message.content, number).text
+            for number, message in enumerate(self.messages)
+            if isinstance(message, _ORDERS)
+        ]
+        return "\n\n".join(orders) if orders else None
+
+    def _decode(self, start: int, *, with_orders: bool) -> tuple[Item, ...]:
+        items: list[Item] = []
+        for number in range(start, len(self.messages)):
+            message = self.messages[number]
+            if type(message) is UserMessage and type(message.content) is str:  # most are
+                items.append(Message("user", message.content))
+            elif with_orders or not isinstance(message, _ORDERS):
+                items += self._decode_message(message, number)
+        return tuple(items)
+
+    def _decode_message(self, message: AnyMessage, number: int) -> Sequence[Item]:
+        match message:
+            case UserMessage(content=content):
+                return (_message("user", content, number),)
+            case AssistantMessage():
+                return list(_decode_assistant(message, number))
+            case SystemMessage(content=content):
+                return (_message("system", content, number),)
+            case DeveloperMessage(content=content):
+                return (_message("developer", content, number),)
+            case ToolMessage(content=content, tool_call_id=id_):
+                result = _message("tool", content, number)
+                return (ToolResult(id_, result.text, self._is_custom(id_), result.parts),)
+            case FunctionMessage():
+                raise unsupported(
+                    f"messages[{number}].role",
+                    "Messages of functions are not read any more: send the result of a tool",
+                )
+            case _:
+                assert_never(message)
+
+    def _is_custom(self, call_id: str) -> bool:
+        """Whether a call is one of a custom tool, whose result is of another kind too."""
+        return any(
+            isinstance(call, CustomCall) and call.id == call_id
+            for message in self.messages
+            if isinstance(message, AssistantMessage)
+            for call in message.tool_calls or ()
+        )
 
 
-def decode_conversation(messages: Sequence[AnyMessage]) -> Conversation:
-    """Raises WrongParameter: one of them cannot be passed on to a model."""
-    items: list[Item] = []
-    custom: set[str] = set()  # calls of custom tools, whose results are of another kind too
-    for number, message in enumerate(messages):
-        items += _decode_message(message, number, custom)
-    orders = [item for item in items if _is_order(item)]
-    said = tuple([item for item in items if not _is_order(item)]) if orders else tuple(items)
-    texts = [order.text for order in orders if isinstance(order, Message)]
-    return Conversation(tuple(items), "\n\n".join(texts) if texts else None, said, _newest(said))
+_ORDERS = (SystemMessage, DeveloperMessage)
 
 
-def _is_order(item: Item) -> bool:
-    return isinstance(item, Message) and item.role in ("system", "developer")
-
-
-def _newest(said: tuple[Item, ...]) -> tuple[Item, ...]:
-    """What stands behind the assistant's last words or call."""
-    start = len(said)
-    while start and not _is_assistants(said[start - 1]):
+def read_conversation(messages: Sequence[AnyMessage]) -> Conversation:
+    start = len(messages)
+    while start and type(messages[start - 1]) is not AssistantMessage:
         start -= 1
-    return said[start:] if start else said
-
-
-def _is_assistants(item: Item) -> bool:
-    if isinstance(item, Message):
-        return item.role == "assistant"
-    return isinstance(item, ToolCall)
-
-
-def _decode_message(message: AnyMessage, number: int, custom: set[str]) -> Sequence[Item]:
-    match message:
-        case UserMessage(content=str(text)):
-            return (Message("user", text),)
-        case UserMessage(content=content):
-            return (_message("user", content, number),)
-        case AssistantMessage():
-            return list(_decode_assistant(message, number, custom))
-        case SystemMessage(content=content):
-            return (_message("system", content, number),)
-        case DeveloperMessage(content=content):
-            return (_message("developer", content, number),)
-        case ToolMessage(content=content, tool_call_id=id_):
-            result = _message("tool", content, number)
-            return (ToolResult(id_, result.text, id_ in custom, result.parts),)
-        case FunctionMessage():
-            raise unsupported(
-                f"messages[{number}].role",
-                "Messages of functions are not read any more: send the result of a tool",
-            )
-        case _:
-            assert_never(message)
+    return Conversation(messages, start)
 
 
 def _message(role: str, content: Content, number: int) -> Message:
@@ -199,7 +211,7 @@ def _message(role: str, content: Content, number: int) -> Message:
     return make_message(role, _decode_parts(content, number))
 
 
-def _decode_assistant(message: AssistantMessage, number: int, custom: set[str]) -> Iterator[Item]:
+def _decode_assistant(message: AssistantMessage, number: int) -> Iterator[Item]:
     if message.function_call is not None:
         raise unsupported(
             f"messages[{number}].function_call",
@@ -218,7 +230,6 @@ def _decode_assistant(message: AssistantMessage, number: int, custom: set[str]) 
             case FunctionCall(id=id_, function=function):
                 yield ToolCall(id_, function.name, function.arguments)
             case CustomCall(id=id_, custom=called):
-                custom.add(id_)
                 yield ToolCall(id_, called.name, called.input, custom=True)
             case _:
                 assert_never(call)

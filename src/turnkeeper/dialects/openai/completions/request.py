@@ -9,24 +9,24 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, assert_never
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from turnkeeper.dialects.openai.completions.messages import (
     AnyMessage,
     Conversation,
-    decode_conversation,
+    read_conversation,
 )
 from turnkeeper.dialects.openai.content import custom_tool
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.parameters import check_metadata, decode_body, unsupported
 from turnkeeper.domain import (
+    NO_OPTIONS,
     ChosenTool,
     JsonFormat,
     Options,
     Sampling,
     Tool,
 )
-from turnkeeper.errors import InvalidRequest
 
 # --- Tools -------------------------------------------------------------------------------------
 
@@ -113,8 +113,8 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 MaxTokens = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 
-class ChatRequest(msgspec.Struct):
-    """All that its documents name. What is `UNSET` goes to the provider if it is there at all."""
+class UsualRequest(msgspec.Struct):
+    """What is nearly always all that is asked."""
 
     messages: Annotated[list[AnyMessage], Meta(min_length=1)]
     model: Annotated[str, Meta(min_length=1)]
@@ -134,18 +134,30 @@ class ChatRequest(msgspec.Struct):
     reasoning_effort: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    # What only the provider need know.
-    frequency_penalty: Penalty | UnsetType | None = UNSET
-    presence_penalty: Penalty | UnsetType | None = UNSET
-    logit_bias: dict[str, float] | UnsetType | None = UNSET
-    seed: int | UnsetType | None = UNSET
-    service_tier: str | UnsetType | None = UNSET
-    verbosity: str | UnsetType | None = UNSET
-    prediction: dict[str, Any] | UnsetType | None = UNSET
-    prompt_cache_key: str | UnsetType | None = UNSET
-    prompt_cache_options: dict[str, Any] | UnsetType | None = UNSET
-    prompt_cache_retention: str | UnsetType | None = UNSET
-    # What would change what the answer is.
+
+
+class StrictRequest(UsualRequest, forbid_unknown_fields=True):
+    """The same, and nothing else."""
+
+
+class ForProvider(msgspec.Struct):
+    """What only the provider need know, where its form is known."""
+
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    service_tier: str | None = None
+    verbosity: str | None = None
+    prediction: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+
+
+class Refused(msgspec.Struct):
+    """What would change what the answer is."""
+
     n: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -157,29 +169,15 @@ class ChatRequest(msgspec.Struct):
     function_call: Any = None
 
 
-class StrictChatRequest(ChatRequest, forbid_unknown_fields=True):
-    """The same, where nothing has been invented since."""
+_strict_request = msgspec.json.Decoder(StrictRequest)
+_usual_request = msgspec.json.Decoder(UsualRequest)
+_for_provider = msgspec.json.Decoder(ForProvider)
+_refused = msgspec.json.Decoder(Refused)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-
-_TO_PROVIDER = (
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
-    "service_tier",
-    "verbosity",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-)
-_KNOWN = frozenset(ChatRequest.__struct_fields__)
+_KNOWN = frozenset(UsualRequest.__struct_fields__) | frozenset(Refused.__struct_fields__)
 # What a stored completion need not tell again, or tells elsewhere.
 _NOT_ECHOED = frozenset({"messages", "model", "metadata", "store", "stream", "stream_options"})
-
-_request = msgspec.json.Decoder(ChatRequest)
-_strict_request = msgspec.json.Decoder(StrictChatRequest)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -217,14 +215,15 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def decode_wanted(body: bytes) -> Wanted:
-    """Raises WrongParameter, or another InvalidRequest, where it cannot be done as it is asked."""
-    more: Mapping[str, Any] = {}
+    """Raises WrongParameter where it cannot be done as it is asked."""
+    extra: Mapping[str, Any] = {}
     try:
-        request: ChatRequest = decode_body(_strict_request, body)
-    except InvalidRequest:  # what is wrong with it, if anything is, comes again
-        request = decode_body(_request, body)
-        more = _unknown(body)
-    _refuse_what_cannot_be(request)
+        request: UsualRequest = decode_body(_strict_request, body)
+    except WrongParameter:  # what is wrong with it, if anything is, comes again
+        request = decode_body(_usual_request, body)
+        extra = _read_others(body)
+    if request.metadata:
+        check_metadata(request.metadata)
     tools, choice = _decode_tools(request)
     metadata = request.metadata or {}
     limit = request.max_completion_tokens or request.max_tokens
@@ -238,13 +237,13 @@ def decode_wanted(body: bytes) -> Wanted:
         _decode_format(request.response_format),
         request.reasoning_effort,
         None,
-        _for_provider(request, more),
+        extra,
     )
     streaming = request.stream_options
     return Wanted(
         model=request.model,
-        conversation=decode_conversation(request.messages),
-        options=options,
+        conversation=read_conversation(request.messages),
+        options=NO_OPTIONS if options == NO_OPTIONS else options,  # which many things know
         session_id=metadata.get("session_id"),
         store=request.store,
         metadata=metadata,
@@ -256,42 +255,31 @@ def decode_wanted(body: bytes) -> Wanted:
     )
 
 
-def _unknown(body: bytes) -> Mapping[str, Any]:
-    """The fields that are not ours to know."""
-    sent = msgspec.json.decode(body)
-    return {name: value for name, value in sent.items() if name not in _KNOWN}
-
-
-def _for_provider(request: ChatRequest, more: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = {
-        name: value
-        for name in _TO_PROVIDER
-        if (value := getattr(request, name)) is not UNSET and value is not None
-    }
-    return {**known, **more}
-
-
-# --- What is refused ---------------------------------------------------------------------------
-
-
-def _refuse_what_cannot_be(request: ChatRequest) -> None:
-    """What is asked for and would be missing, or in a form that its reader does not expect.
+def _read_others(body: bytes) -> Mapping[str, Any]:
+    """What goes to the provider as it is: what has been invented since is among it.
 
     Raises:
-        WrongParameter: something is.
+        WrongParameter: something is of the wrong type, or cannot be done.
     """
+    _refuse_what_cannot_be(decode_body(_refused, body))
+    decode_body(_for_provider, body)
+    sent = msgspec.json.decode(body, type=dict[str, Any])
+    return {name: value for name, value in sent.items() if name not in _KNOWN and value is not None}
+
+
+def _refuse_what_cannot_be(request: Refused) -> None:
+    """What is asked for and would be missing, or in a form that its reader does not expect."""
     if request.n is not None and request.n != 1:
         raise unsupported("n", "n must be 1: one reply is made")
     if request.logprobs:
         raise unsupported("logprobs", "Log probabilities are not kept: leave logprobs out")
     if request.top_logprobs:
-        raise unsupported("top_logprobs", "Log probabilities are not kept: leave top_logprobs out")
+        raise unsupported("top_logprobs", "Log probabilities are not kept: leave it out")
     if request.modalities is not None and request.modalities != ["text"]:
         raise unsupported("modalities", 'Replies are text: modalities must be ["text"]')
     for name, instead in _GONE.items():
         if getattr(request, name) is not None:
             raise unsupported(name, instead)
-    check_metadata(request.metadata or {})
 
 
 _GONE = {
@@ -306,7 +294,7 @@ _GONE = {
 
 
 def _decode_tools(
-    request: ChatRequest,
+    request: UsualRequest,
 ) -> tuple[tuple[Tool, ...], Literal["auto", "none", "required"] | ChosenTool | None]:
     if request.tools is None and request.tool_choice is None:  # nearly always
         return (), None

@@ -74,7 +74,8 @@ class Found(msgspec.Struct, frozen=True):
         items = [kept.item for kept in made]
         text = "".join([item.text for item in items if isinstance(item, Message)])
         whole = encode_completion(self.stored.turn, text, items)
-        return {**self.kept.asked, **whole, "metadata": self.kept.metadata}
+        asked = {name: value for name, value in self.kept.asked.items() if name not in whole}
+        return {**whole, **asked, "metadata": self.kept.metadata}
 
 
 async def _find(parts: Parts, call: Call, *, is_over: bool = True) -> Found:
