@@ -345,11 +345,13 @@ class Engine:
         model: str | None = None,
         options: Options = NO_OPTIONS,
         before: TurnRef | SessionChoice | None = None,
+        said: tuple[Item, ...] = (),
         verbatim: bool = False,
     ) -> Reply:
         """Have items answered, and keep nothing of it; it stops when nobody follows any more.
 
-        They stand behind what was said in the session `before`, or up to that turn. With
+        They stand behind what was said in the session `before`, or up to that turn, and behind
+        what else was `said` since. With
         `verbatim` the model is shown nothing else, also if that seems too much for it.
 
         Raises:
@@ -365,6 +367,8 @@ class Engine:
         history = History((), 0, 0)
         if before is not None:
             history = await self._store.read_history(owner, before, first.room)
+        for earlier in prompt.turns_of(said):
+            history = _behind(history, earlier)
         if not verbatim:
             plan.choose(weight, history.total_weight + weight)
         ref = TurnRef(self._new_id(), 1)

@@ -72,6 +72,19 @@ def after(last: Place, items: tuple[KeptItem, ...]) -> tuple[KeptItem, ...]:
     return tuple(kept for kept in items if (kept.turn, kept.position) > place)
 
 
+def turns_of(items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    """Items that follow each other, as turns: one begins where a client speaks after a model."""
+    turns: list[list[Item]] = []
+    has_answer = True
+    for item in items:
+        is_asked = isinstance(item, Message) and item.role != "assistant"
+        if (is_asked and has_answer) or not turns:
+            turns.append([])
+        turns[-1].append(item)
+        has_answer = not is_asked
+    return [tuple(turn) for turn in turns]
+
+
 def words_of_client(items: Sequence[KeptItem], room: int) -> tuple[Item, ...]:
     """What the client itself has said, in order: as many of the newest as have room.
 

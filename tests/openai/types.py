@@ -20,7 +20,13 @@ from openai.types.conversations import (
     ConversationDeletedResource,
     ConversationItem,
 )
-from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
+from openai.types.responses import (
+    CompactedResponse,
+    InputTokenCountResponse,
+    Response,
+    ResponseItem,
+    ResponseStreamEvent,
+)
 from pydantic import BaseModel, TypeAdapter
 
 
@@ -44,6 +50,8 @@ _ANSWERS: tuple[tuple[str, Any, bool], ...] = (
     (r"DELETE /v1/responses/[^/]+", Deleted, False),  # which the SDK does not look at
     (r"POST /v1/responses/[^/]+/cancel", Response, False),
     (r"GET /v1/responses/[^/]+/input_items", ResponseItem, True),
+    (r"POST /v1/responses/compact", CompactedResponse, False),
+    (r"POST /v1/responses/input_tokens", InputTokenCountResponse, False),
     (r"GET /v1/conversations", Conversation, True),
     (r"POST /v1/conversations", Conversation, False),
     (r"(GET|POST) /v1/conversations/[^/]+", Conversation, False),

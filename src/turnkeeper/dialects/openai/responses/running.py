@@ -145,10 +145,11 @@ async def begin(
     try:
         reply = await parts.engine.answer_unkept(
             caller,
-            items,
+            new,
             model=wanted.model,
             options=wanted.options,
             before=wanted.previous or wanted.session,
+            said=wanted.remembered,
         )
     except (SessionNotFound, TurnNotFound) as error:
         raise not_there(wanted, error) from None
