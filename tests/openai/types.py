@@ -88,7 +88,7 @@ def check_answer(response: httpx.Response) -> None:
         return
     model, is_list = _type_of(f"{response.request.method} {response.request.url.path}")
     if not is_list:
-        TypeAdapter(model).validate_json(response.content, strict=True)
+        _check_one(model, msgspec.json.decode(response.content))
         return
     page = msgspec.json.decode(response.content, type=Page)
     assert page.object == "list"
@@ -111,6 +111,11 @@ def _check_one(model: Any, one: dict[str, Any]) -> None:
     if model is ChatCompletionStoreMessage:
         # It is said to be the assistant's; but what is listed is what the assistant answers.
         one = {**one, "role": "assistant"}
+    if model is CompactedResponse:
+        # That these are in its output is said of it, but its type has none.
+        words = [item for item in one["output"] if item.get("role") in ("user", "developer")]
+        TypeAdapter(list[ResponseItem]).validate_json(msgspec.json.encode(words), strict=True)
+        one = {**one, "output": [item for item in one["output"] if item not in words]}
     TypeAdapter(model).validate_json(msgspec.json.encode(one), strict=True)
 
 
