@@ -160,6 +160,7 @@ class Wanted(msgspec.Struct, frozen=True):
         remembered: what stands before that, where no store has it.
         session: the conversation that it is to be in, and `previous` the response that it comes
             behind, if it names either.
+        user: which of an application's own users it is for.
         echo: what the response tells of the request, where that differs from the ordinary.
     """
 
@@ -172,6 +173,7 @@ class Wanted(msgspec.Struct, frozen=True):
     store: bool = True
     stream: bool = False
     background: bool = False
+    user: str | None = None
     echo: Mapping[str, Any] = {}
     remembered: tuple[Item, ...] = ()
 
@@ -201,6 +203,7 @@ def make_wanted(request: CreateRequest) -> Wanted:
         store=request.store is not False,
         stream=request.stream is True,
         background=request.background is True,
+        user=request.safety_identifier or request.user,
         echo=echo | _echo_of(request),
     )
 
