@@ -85,7 +85,7 @@ async def open_socket(parts: Parts, call: Call) -> Upgrade:
     """
     if call.header(b"idempotency-key"):
         raise InvalidRequest("An Idempotency-Key names one request; a WebSocket carries many")
-    return Upgrade(lambda wire: _Connection(parts, call.caller, wire).talk())
+    return Upgrade(lambda wire: _Connection(parts, call, wire).talk())
 
 
 class _Lane:
@@ -105,9 +105,9 @@ class _Lane:
 class _Connection:
     """What goes on between one client and us, from when it was let in."""
 
-    def __init__(self, parts: Parts, caller: str, wire: Wire) -> None:
+    def __init__(self, parts: Parts, call: Call, wire: Wire) -> None:
         self._parts = parts
-        self._caller = caller
+        self._call = call
         self._wire = wire
         self._memory = Memory()
         self._lanes: dict[str | None, _Lane] = {}
@@ -223,7 +223,10 @@ class _Connection:
     async def _respond(self, lane: _Lane, asked: Wanted) -> bool:
         """Have a response made, and tell of it while it is; whether it went well."""
         wanted = self._behind_previous(asked)
-        running = await begin(self._parts, self._caller, wanted)
+        call = self._call
+        if wanted.session is None and wanted.previous is None:
+            call = call.on_behalf_of(wanted.user)
+        running = await begin(self._parts, call.caller, wanted)
         await self._tell_of(lane, running)
         ended = running.reply.ended
         if ended is None or running.reply.lost:
@@ -252,8 +255,8 @@ class _Connection:
         if wanted.previous is not None:
             await self._check_stored(wanted.previous)
         engine = self._parts.engine
-        items = engine.check_items(await resolve_items(self._parts, self._caller, wanted.items))
-        turn = await engine.unasked_turn(self._caller, model=wanted.model)
+        items = engine.check_items(await resolve_items(self._parts, self._call.caller, wanted.items))
+        turn = await engine.unasked_turn(self._call.caller, model=wanted.model)
         context = Context((*wanted.remembered, *items), wanted.previous, may_be_stored=wanted.store)
         self._memory.remember(lane.name, turn.ref, context)
         fold = Fold(turn, len(items), encode_echo(wanted.echo), frame=as_json)
@@ -264,7 +267,7 @@ class _Connection:
 
     async def _check_stored(self, ref: TurnRef) -> None:
         try:
-            await self._parts.engine.read_turn(self._caller, ref)
+            await self._parts.engine.read_turn(self._call.caller, ref)
         except TurnNotFound:
             raise no_previous(response_id(ref)) from None
 
