@@ -254,9 +254,9 @@ class _Connection:
         wanted = self._behind_previous(asked)
         if wanted.previous is not None:
             await self._check_stored(wanted.previous)
-        engine = self._parts.engine
-        items = engine.check_items(await resolve_items(self._parts, self._call.caller, wanted.items))
-        turn = await engine.unasked_turn(self._call.caller, model=wanted.model)
+        engine, caller = self._parts.engine, self._call.caller
+        items = engine.check_items(await resolve_items(self._parts, caller, wanted.items))
+        turn = await engine.unasked_turn(caller, model=wanted.model)
         context = Context((*wanted.remembered, *items), wanted.previous, may_be_stored=wanted.store)
         self._memory.remember(lane.name, turn.ref, context)
         fold = Fold(turn, len(items), encode_echo(wanted.echo), frame=as_json)
