@@ -17,6 +17,7 @@ import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.contracts import (
+    Admit,
     Background,
     BegunTurn,
     NewTurn,
@@ -62,6 +63,7 @@ from turnkeeper.errors import (
     UnknownModel,
 )
 from turnkeeper.following import SessionFollower
+from turnkeeper.gate import Gate, Ticket, Unread
 from turnkeeper.lives import Begin, Lives
 from turnkeeper.making import Maker, Work, add_usage
 from turnkeeper.offers import Offers
@@ -86,6 +88,7 @@ class Engine:
         offers: Offers,
         plans: Plans,
         policy: Policy,
+        gate: Gate,
         *,
         background: Background,
         now: Callable[[], int],
@@ -99,6 +102,7 @@ class Engine:
         """
         self._store = store
         self._policy = policy
+        self._gate = gate
         self._maker = Maker(policy, store, plans.counts, jitter=jitter)
         self._summaries = Summaries(store, plans.counts)
         self._now = now
@@ -146,7 +150,8 @@ class Engine:
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable:
+            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable,
+            RateLimited, QuotaExceeded, Overloaded:
                 nothing was stored.
             TurnNotFound: the turn of that key is gone.
         """
@@ -190,6 +195,7 @@ class Engine:
         """
         weight = prompt.weigh(items)
         asked = self.check_model(model)
+        ticket = await self._ticket(owner, _longest(items), key)
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
             return self._plans.make(basis, asked, options).choose(weight, total_weight)
@@ -211,8 +217,14 @@ class Engine:
             after=after,
             data=data,
             bare=bare,
+            admit=self._admission(ticket, asked, options),
+            quotas=() if ticket is None else self._gate.quotas(owner),
         )
-        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, options)
+
+        def begin() -> Awaitable[BegunTurn | TurnRef]:
+            return self._store.begin_turn(new)
+
+        return await self._begin(owner, begin, asked, options, ticket)
 
     async def answer_anew(
         self,
@@ -279,7 +291,7 @@ class Engine:
         words = self.check_message(text)
         version = self._version(owner, session, model, key, weight=item_weight(words))
         version = msgspec.structs.replace(version, message=message, words=words)
-        return await self._begin_version(version)
+        return await self._begin_version(version, len(text))
 
     def _version(
         self,
@@ -308,11 +320,34 @@ class Engine:
             key=key,
         )
 
-    async def _begin_version(self, new: NewVersion) -> Taken:
+    async def _begin_version(self, new: NewVersion, length: int = 0) -> Taken:
+        """`length` is that of the words it brings with it."""
+        ticket = await self._ticket(new.owner, length, new.key)
+        new = msgspec.structs.replace(new, admit=self._admission(ticket, new.model, NO_OPTIONS))
+
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_version(new)
 
-        return await self._begin(new.owner, begin, new.model, NO_OPTIONS)
+        return await self._begin(new.owner, begin, new.model, NO_OPTIONS, ticket)
+
+    async def _ticket(self, owner: str, length: int, key: IdempotencyKey | None) -> Ticket | None:
+        """What a turn over a message of `length` is admitted by; None if that needs nothing."""
+        if not self._gate.has_asker:
+            return None
+        self._gate.check_length(length, owner)
+        return await self._gate.ticket(owner, keyed=key is not None)
+
+    def _admission(
+        self, ticket: Ticket | None, model: str | None, options: Options
+    ) -> Admit | None:
+        if ticket is None:
+            return None
+
+        def admit(session_id: str, basis: Basis, total_weight: int) -> None:
+            plan = self._plans.make(basis, model, options)
+            ticket.reserve(session_id, plan.estimate(total_weight))
+
+        return admit
 
     async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
         """One reply to a deployment's prompt alone, of which nothing is kept.
@@ -333,8 +368,15 @@ class Engine:
         prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
+        ticket = await self._ticket(owner, 0, None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(0))
         making = self._maker.make(work, History((), 0, 0))
-        await self._pass(self._loop.create_task(making))
+        try:
+            await self._pass(self._loop.create_task(making))
+        finally:
+            if ticket is not None:
+                ticket.settle(*work.spent())
         return work.reply.text
 
     async def answer_unkept(
@@ -374,7 +416,12 @@ class Engine:
         ref = TurnRef(self._new_id(), 1)
         turn = Turn(ref, TurnStatus.RUNNING, first.offer.model.id, self._now())
         reply = Reply(owner, turn, len(items))
-        self._note_passing(self._lives.play_unkept(reply, plan, _behind(history, items)))
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            total_weight = history.total_weight + weight
+            ticket.reserve(None, plan.estimate(total_weight, cut=not verbatim))
+        history = _behind(history, items)
+        self._note_passing(self._lives.play_unkept(reply, plan, history, ticket))
         return reply
 
     async def compact(
@@ -392,7 +439,7 @@ class Engine:
 
         Raises:
             UnknownModel, TurnNotFound, ContextTooLong, ServerStopping, StoreUnavailable,
-            ProviderError.
+            ProviderError, and what a `gate.Ticket` refuses.
         """
         self._check_open()
         plan = self._plans.make(await self._basis(owner, before), self.check_model(model))
@@ -400,10 +447,19 @@ class Engine:
         history = History((), 0, 0)
         if before is not None:
             history = await self._store.read_history(owner, before, compactable(first))
-        spent: list[Usage] = []
-        telling = self._summaries.compact(_behind(history, items), first, wish, spent.append)
-        made = await self._pass(self._loop.create_task(telling))
-        return Compacted(made, reduce(add_usage, spent, Usage(0, 0)))
+        history = _behind(history, items)
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(history.total_weight, cut=False))
+        calls = [Usage(0, 0)]
+        telling = self._summaries.compact(history, first, wish, calls.append)
+        try:
+            made = await self._pass(self._loop.create_task(telling))
+        finally:
+            used = reduce(add_usage, calls)
+            if ticket is not None:
+                ticket.settle(used.total_tokens, plan.cost_of(first.offer.model.id, used))
+        return Compacted(made, used)
 
     async def count_tokens(
         self,
@@ -581,6 +637,10 @@ class Engine:
         for ref in gone:
             self._lives.stop_open(ref)
 
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        """Whether something was begun or made under a key, for the same request."""
+        return await self._store.was_made(key)
+
     async def ready(self) -> bool:
         """Whether turns are taken just now.
 
@@ -622,6 +682,7 @@ class Engine:
             raise MessageTooLong(
                 f"The message has {len(text)} characters; {self._policy.message_limit} are allowed"
             )
+        self._gate.check_length(len(text))
         return Message("user", check_text(text, "message"))
 
     def check_items(self, items: Sequence[Item]) -> tuple[Item, ...]:
@@ -638,6 +699,7 @@ class Engine:
                         f"A message has {len(text)} characters; {limit} are allowed"
                     )
                 check_text(text, "input")
+        self._gate.check_length(_longest(items))
         return tuple(items)
 
     def check_model(self, model: str | None) -> str | None:
@@ -656,13 +718,30 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
 
-    async def _begin(self, owner: str, begin: Begin, model: str | None, options: Options) -> Taken:
+    async def _begin(
+        self,
+        owner: str,
+        begin: Begin,
+        model: str | None,
+        options: Options,
+        ticket: Ticket | None,
+    ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(begin, model, options)
+        while True:
+            try:
+                found = await self._lives.begin(begin, model, options, ticket)
+                break
+            except Unread as unread:
+                await self._gate.read(unread.subject)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)
+
+
+def _longest(items: Sequence[Item]) -> int:
+    """The characters of the longest text in them."""
+    return max([len(text) for item in items for text in texts_of(item)], default=0)
 
 
 def _behind(history: History, items: tuple[Item, ...]) -> History:

@@ -29,7 +29,11 @@ from turnkeeper.web.streaming import (
     send_stream,
 )
 
-EXPOSED = b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
+EXPOSED = (
+    b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id,"
+    b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 # On every answer. No browser takes one for something else than it says it is, nor loads it into a
@@ -217,6 +221,10 @@ class Request:
         `admit` says with each message that comes whether its credentials still hold.
         """
         await sockets.open(self._receive, self._send_frames, upgrade, self._extra, admit)
+
+    def add_headers(self, headers: Headers) -> None:
+        """Let the answer have these too."""
+        self._extra += headers
 
     async def answer(self, outcome: Answer | LongAnswer | EventStream) -> None:
         if not isinstance(outcome, EventStream):

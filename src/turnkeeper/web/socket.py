@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from turnkeeper.dialects.exchange import End, Upgrade
-from turnkeeper.domain import Caller
-from turnkeeper.errors import TurnkeeperError
+from turnkeeper.errors import RateLimited, TurnkeeperError
 from turnkeeper.web.asgi import Message, Receive, Send
 from turnkeeper.web.streaming import Headers
 
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 FAREWELL_SECONDS = 2.0  # for what is still to be said when the server stops
 
-Admit = Callable[[], Awaitable[Caller]]
+Admit = Callable[[], Awaitable[None]]
 
 # RFC 6455, 7.4.1
 _NORMAL = (1000, "")
@@ -125,6 +124,8 @@ class _Socket:
         else:
             try:
                 await self._admit()
+            except RateLimited:
+                raise
             except TurnkeeperError:
                 self.closing = _NOT_ADMITTED
                 raise

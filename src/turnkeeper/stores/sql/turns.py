@@ -47,6 +47,7 @@ from turnkeeper.stores.sql.rows import (
     is_shown,
     weigh_shown,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 
 # --- Beginning a turn --------------------------------------------------------------------------
 
@@ -129,7 +130,10 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
         raise SessionNotFound("Session not found")
     if number == 1:  # of a session that is new; one that was made before has been noted
         yield from expire_later(session_id, basis.revision.blueprint, new.now)
+        yield from check_quotas(new.quotas)
     choice = new.choose(basis, total_weight)
+    if new.admit is not None:
+        new.admit(session_id, basis, total_weight)
     ahead: Sequence[int] = ()
     if running != number:
         ahead = yield from _join_queue(new, basis, session_id, number, running)

@@ -41,7 +41,13 @@ from turnkeeper.dialects.openai.responses.request import (
 from turnkeeper.dialects.openai.responses.running import Running, begin
 from turnkeeper.dialects.openai.responses.shape import encode_echo, items_of
 from turnkeeper.domain import Failure, TurnRef, TurnStatus
-from turnkeeper.errors import InvalidRequest, StoreUnavailable, TurnkeeperError, TurnNotFound
+from turnkeeper.errors import (
+    InvalidRequest,
+    RateLimited,
+    StoreUnavailable,
+    TurnkeeperError,
+    TurnNotFound,
+)
 from turnkeeper.events import Ended
 
 log = logging.getLogger(__name__)
@@ -135,6 +141,9 @@ class _Connection:
         while True:
             try:
                 message = await self._wire.receive()
+            except RateLimited as error:
+                await self._tell(None, _encode_error(error))
+                continue
             except TurnkeeperError as error:  # the client may ask for nothing any more
                 await self._tell(None, _encode_error(error))
                 return End.GONE
