@@ -20,7 +20,7 @@ from turnkeeper.dialects.exchange import (
 from turnkeeper.dialects.openai.content import encode_item
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import response_id
-from turnkeeper.dialects.openai.items import resolve_items
+from turnkeeper.dialects.openai.items import check_items, resolve_items
 from turnkeeper.dialects.openai.parameters import decode_body
 from turnkeeper.dialects.openai.responses.request import (
     Conversation,
@@ -81,7 +81,7 @@ async def compact(parts: Parts, call: Call) -> Answer:
         )
     )
     engine = parts.engine
-    items = engine.check_items(await resolve_items(parts, call.caller, wanted.items))
+    items = check_items(parts, await resolve_items(parts, call.caller, wanted.items), "input")
     try:
         telling = engine.compact(
             call.caller,
@@ -118,7 +118,7 @@ async def count_input_tokens(parts: Parts, call: Call) -> Answer:
 
 async def _count_tokens(parts: Parts, caller: str, wanted: Wanted) -> int:
     engine = parts.engine
-    items = engine.check_items(await resolve_items(parts, caller, wanted.items))
+    items = check_items(parts, await resolve_items(parts, caller, wanted.items), "input")
     try:
         return await engine.count_tokens(
             caller,

@@ -28,7 +28,7 @@ from turnkeeper.dialects.exchange import (
 )
 from turnkeeper.dialects.openai.errors import WrongParameter, error_body, status_of
 from turnkeeper.dialects.openai.ids import response_id
-from turnkeeper.dialects.openai.items import resolve_items
+from turnkeeper.dialects.openai.items import check_items, resolve_items
 from turnkeeper.dialects.openai.parameters import decode_body, unsupported
 from turnkeeper.dialects.openai.responses.events import OPENED, Fold, as_json
 from turnkeeper.dialects.openai.responses.memory import Context, Memory
@@ -264,7 +264,9 @@ class _Connection:
         if wanted.previous is not None:
             await self._check_stored(wanted.previous)
         engine, caller = self._parts.engine, self._call.caller
-        items = engine.check_items(await resolve_items(self._parts, caller, wanted.items))
+        items = check_items(
+            self._parts, await resolve_items(self._parts, caller, wanted.items), "input"
+        )
         turn = await engine.unasked_turn(caller, model=wanted.model)
         context = Context((*wanted.remembered, *items), wanted.previous, may_be_stored=wanted.store)
         self._memory.remember(lane.name, turn.ref, context)
