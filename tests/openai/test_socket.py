@@ -17,7 +17,7 @@ from rig.server import Server
 from tests.openai.conftest import MODEL, start_server
 from tests.openai.sockets import Event, Socket, open_socket, text_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("model")]
 
 TOOL = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
 

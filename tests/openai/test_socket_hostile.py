@@ -22,7 +22,7 @@ from tests.openai.conftest import start_server
 from tests.openai.schemas import ERROR, check
 from tests.openai.sockets import open_socket, text_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("model")]
 
 HANDSHAKE = (
     b"GET /v1/responses HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\n"
