@@ -202,6 +202,27 @@ async def test_with_credentials_alone_and_as_long_as_they_hold(
             assert closed.value.rcvd.code == 1008
 
 
+async def test_limits_hold_on_a_socket_as_for_requests(model: ModelServer, tmp_path: Path) -> None:
+    """A message counts as a request, and the connection as a stream; what is refused is told."""
+    (tmp_path / "limits.toml").write_text(
+        "[limits.user]\nrequests_per_minute = 4\nopen_streams = 1\nmessage_length = 100\n"
+    )
+    with start_server(model, tmp_path, "--config", "limits.toml") as server:
+        async with open_socket(server) as socket:
+            assert socket.connection.response is not None
+            assert socket.connection.response.headers["x-ratelimit-remaining-requests"] == "3"
+            status, body = await refused(server)
+            assert (status, body["error"]["code"]) == (429, "rate_limit_exceeded")
+            error = await socket.fail(input="a" * 101, store=False)
+            assert error["code"] == "string_above_max_length"
+            await socket.respond(input="hello", store=False)
+            await socket.create(input="hello", store=False)
+            event = await socket.receive()
+            assert (event["status"], event["code"]) == (429, "rate_limit_exceeded")
+            assert int(event["headers"]["retry-after"]) > 0
+            await socket.connection.ping()  # it is open still
+
+
 # --- Frames that are none ------------------------------------------------------------------------
 
 
