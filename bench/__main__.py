@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from bench.costs import promises
+from bench.dialects import dialects
 from bench.expiry import expiry
 from bench.machine import allow_open_files, description
 from bench.measures import FLASK, FLOOR, OURS, Run
@@ -20,7 +21,7 @@ from bench.report import Results, check_markdown, show, write_markdown
 from bench.servers import BenchError, Place
 
 SERVERS = (FLOOR, FLASK, OURS)
-MEASURES = COMPARISONS | {"i": promises, "j": expiry}
+MEASURES = COMPARISONS | {"i": promises, "j": expiry, "k": dialects}
 
 
 class Chosen(click.ParamType[list[str]]):
@@ -42,7 +43,7 @@ class Chosen(click.ParamType[list[str]]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to j.")
+@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to k.")
 @click.option("--servers", type=Chosen(SERVERS), help="Only these of floor,flask,turnkeeper.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: does it run, not how fast.")
@@ -66,13 +67,15 @@ def main(
     d  turns in sessions of 10 to 10,000 messages
     h  pages and forks, of few sessions and messages and of many
     i  what the promises cost: idempotency, checkpoints, detachment
+    j  sessions that expire under load
+    k  what other dialects cost
     """
     if page and (wrong := check_markdown(page)):
         raise click.UsageError(wrong)
     servers = servers or list(SERVERS)
     measures = only or list(MEASURES)
     if OURS not in servers:  # only Turnkeeper's cost could depend on what it keeps
-        measures = [measure for measure in measures if measure not in "dhi"]
+        measures = [measure for measure in measures if measure not in "dhijk"]
     if "f" in measures and servers == [FLASK]:
         measures.remove("f")  # it holds as many as it has threads
     allow_open_files()

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Literal, cast
 from uuid import uuid4
 
 import httptools
@@ -39,6 +39,9 @@ class Target(msgspec.Struct, frozen=True):
         direct: to the model server itself, in its own format.
         keyed: each under an idempotency key of its own.
         detached: the way of `bench.detached`, where that is the server.
+        dialect: how Turnkeeper is spoken to: in its own, or in OpenAI's chat completions, whose
+            clients send all that was said each time; as a session's turn, or with nothing kept;
+            or in its responses, each of which names the one before.
     """
 
     port: int
@@ -47,6 +50,7 @@ class Target(msgspec.Struct, frozen=True):
     direct: bool = False
     keyed: bool = False
     detached: bool = False
+    dialect: Literal["own", "chat", "unkept", "responses"] = "own"
 
 
 class Turns(msgspec.Struct, frozen=True, tag=True):
@@ -140,12 +144,30 @@ class Answer(msgspec.Struct):
     session_id: str
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
 class Choice(msgspec.Struct):
-    delta: Delta
+    delta: Delta = Delta()
+    message: Delta = Delta()
+
+
+class Completion(msgspec.Struct):
+    choices: list[Choice]
+
+
+class Part(msgspec.Struct):
+    text: str
+
+
+class Item(msgspec.Struct):
+    content: list[Part] = []
+
+
+class Response(msgspec.Struct):
+    id: str
+    output: list[Item] = []
 
 
 class Event(msgspec.Struct):
@@ -154,10 +176,27 @@ class Event(msgspec.Struct):
     choices: list[Choice] = []
     text: str = ""
     session_id: str = ""
+    type: str = ""
+    delta: str | None = None
+    response: str | Response = ""
+
+    @property
+    def piece(self) -> str | None:
+        if self.choices:
+            return self.choices[0].delta.content
+        return self.delta if self.type.startswith("response.") else self.text
 
 
 READ_ANSWER = msgspec.json.Decoder(Answer)
 READ_EVENT = msgspec.json.Decoder(Event)
+READ_COMPLETION = msgspec.json.Decoder(Completion)
+READ_RESPONSE = msgspec.json.Decoder(Response)
+PATHS = {
+    "own": "/api/chat",
+    "chat": "/v1/chat/completions",
+    "unkept": "/v1/chat/completions",
+    "responses": "/v1/responses",
+}
 TO_JSON = msgspec.json.Encoder()
 
 
@@ -187,10 +226,11 @@ class Exchange:
         if not found or data.endswith(b"[DONE]"):
             return
         parsed = READ_EVENT.decode(data)
-        piece = parsed.choices[0].delta.content if parsed.choices else parsed.text
-        if piece:
-            self.take(piece)
+        if parsed.piece:
+            self.take(parsed.piece)
         self.session_id = parsed.session_id or self.session_id
+        if isinstance(parsed.response, Response):
+            self.session_id = parsed.response.id
 
     def take(self, piece: str) -> None:
         if not self.pieces:
@@ -280,7 +320,8 @@ class Client:
         self.streamed = streamed
         self.connection: Connection | None = None
         self.session_id = ""
-        path = "/v1/chat/completions" if target.direct else "/api/chat"
+        self.said: list[dict[str, str]] = []  # in the session, where all of it is sent each time
+        path = "/v1/chat/completions" if target.direct else PATHS[target.dialect]
         path += "?detached" * target.detached
         self.head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
@@ -295,18 +336,29 @@ class Client:
         took = time.perf_counter() - begun
         if self.streamed:
             text = "".join(exchange.pieces)
-            self.session_id = exchange.session_id
+            self.session_id = exchange.session_id or self.session_id
             self.outcome.events += len(exchange.pieces)
             self.outcome.writes += exchange.writes - 1  # the last, empty chunk is the end
             self.outcome.first_deltas.append(exchange.first_delta)
         else:
-            answer = READ_ANSWER.decode(exchange.body)
-            text = answer.response
-            self.session_id = answer.session_id
+            text = self.read(exchange.body)
             self.outcome.took.append(took)
         if text != self.target.expected:
             raise LoadError(f"The server answered {text[:100]!r}, the model had said otherwise.")
+        self.said.append({"role": "assistant", "content": text})
         self.outcome.turns += 1
+
+    def read(self, body: bytes) -> str:
+        """The reply in an answer that came whole."""
+        if self.target.dialect == "responses":
+            response = READ_RESPONSE.decode(body)
+            self.session_id = response.id
+            return response.output[0].content[0].text
+        if self.target.dialect != "own":
+            return READ_COMPLETION.decode(body).choices[0].message.content or ""
+        answer = READ_ANSWER.decode(body)
+        self.session_id = answer.session_id
+        return answer.response
 
     async def ask(self, exchange: Exchange) -> None:
         """Send the message; returns when the answer is complete."""
@@ -324,12 +376,35 @@ class Client:
         if self.target.direct:
             messages = [{"role": "user", "content": MESSAGE}]
             return TO_JSON.encode({"model": "bench-model", "messages": messages, "stream": True})
+        if self.target.dialect == "responses":
+            return self.response()
+        if self.target.dialect != "own":
+            return self.completion()
         said: dict[str, object] = {"message": MESSAGE}
         if self.session_id:
             said["session_id"] = self.session_id
         if self.streamed:
             said["stream"] = True
         return TO_JSON.encode(said)
+
+    def response(self) -> bytes:
+        asked: dict[str, object] = {"model": "bench-model", "input": MESSAGE}
+        if self.session_id:
+            asked["previous_response_id"] = self.session_id
+        if self.streamed:
+            asked["stream"] = True
+        return TO_JSON.encode(asked)
+
+    def completion(self) -> bytes:
+        if not self.session_id:
+            self.session_id, self.said = str(uuid4()), []
+        self.said.append({"role": "user", "content": MESSAGE})
+        asked: dict[str, object] = {"model": "bench-model", "messages": self.said}
+        if self.target.dialect == "chat":
+            asked["metadata"] = {"session_id": self.session_id}
+        if self.streamed:
+            asked["stream"] = True
+        return TO_JSON.encode(asked)
 
     async def sessions_of_seven(self, turns: int | None, first: int = 0) -> None:
         """So many turns, or without end; a new session after every seventh."""

@@ -6,14 +6,16 @@ None. To add a dialect is to add a `Speaker` to `SPEAKERS`.
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from rig.model_server import ModelServer
 from tests.test_process import server_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Http = aiohttp.ClientSession
 
@@ -170,6 +172,57 @@ async def deployment_end(http: Http, session: str) -> None:
     await ask(http, "DELETE", f"{BASE}/chat-session/{session}")
 
 
+# --- openai ------------------------------------------------------------------------------------
+
+
+def conversation_of(session: str) -> str:
+    """A session's id as this dialect has it; it takes other dialects' as they are."""
+    return session.replace("s", "conv_", 1) if len(session) == 27 else session
+
+
+async def conversations_make(http: Http) -> Made:
+    answer, _ = await ask(http, "POST", "/v1/conversations")
+    id_ = answer["id"]
+    await responses_say(http, id_, "one")
+    return Made(id_.replace("conv_", "s", 1), id_.replace("conv_", "s", 1))
+
+
+async def responses_make(http: Http) -> Made:
+    """A chain of responses."""
+    _, headers = await ask(http, "POST", "/v1/responses", {"input": "one"})
+    return Made(headers["session-id"], headers["session-id"])
+
+
+async def responses_say(http: Http, session: str, text: str) -> str:
+    body = {"input": text, "conversation": conversation_of(session)}
+    answer, _ = await ask(http, "POST", "/v1/responses", body)
+    return str(answer["output"][0]["content"][0]["text"])
+
+
+async def completions_make(http: Http) -> Made:
+    messages = [{"role": "user", "content": "one"}]
+    body = {"model": "scripted", "messages": messages, "metadata": {"session_id": "this"}}
+    _, headers = await ask(http, "POST", "/v1/chat/completions", body)
+    return Made(headers["session-id"], "this")
+
+
+async def completions_say(http: Http, session: str, text: str) -> str:
+    messages = [{"role": "user", "content": text}]
+    body = {"model": "scripted", "messages": messages, "metadata": {"session_id": session}}
+    answer, _ = await ask(http, "POST", "/v1/chat/completions", body)
+    return str(answer["choices"][0]["message"]["content"])
+
+
+async def conversations_read(http: Http, session: str) -> list[str]:
+    path = f"/v1/conversations/{conversation_of(session)}/items?order=asc"
+    answer, _ = await ask(http, "GET", path)
+    return [item["content"][0]["text"] for item in answer["data"]]
+
+
+async def conversations_end(http: Http, session: str) -> None:
+    await ask(http, "DELETE", f"/v1/conversations/{conversation_of(session)}")
+
+
 SPEAKERS = (
     Speaker(
         name="chatbot",
@@ -195,6 +248,14 @@ SPEAKERS = (
         read=deployment_read,
         end=deployment_end,
     ),
+    Speaker(
+        name="conversations",
+        make=conversations_make,
+        read=conversations_read,
+        end=conversations_end,
+    ),
+    Speaker(name="responses", make=responses_make, say=responses_say),
+    Speaker(name="completions", make=completions_make, say=completions_say),
 )
 
 # --- The matrix --------------------------------------------------------------------------------
@@ -211,11 +272,28 @@ def others(act: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("other", able, ids=lambda s: s.name)
 
 
-@pytest.fixture
-async def http(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Http]:
-    with server_of(model_server, tmp_path) as server:
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def model_server() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as model:
+        yield model
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def site(
+    model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Http]:
+    with server_of(model_server, tmp_path_factory.mktemp("matrix")) as server:
         async with aiohttp.ClientSession(server.url) as http:
             yield http
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def http(site: Http) -> AsyncIterator[Http]:
+    """A server without any session."""
+    yield site
+    sessions = (await ask(site, "GET", f"{SESSIONS}?archived=any"))[0]["chat_sessions"]
+    for session in sessions:
+        await ask(site, "DELETE", f"{SESSIONS}/{session['id']}")
 
 
 async def made_by(maker: Speaker, http: Http, name: str) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 
 from turnkeeper.accounts import ADMIN, Accounts, LoginRules
@@ -24,6 +25,7 @@ from turnkeeper.counts import Counts
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import (
+    Limits,
     make_document_id,
     make_revision_id,
     make_section_id,
@@ -31,8 +33,10 @@ from turnkeeper.domain import (
 )
 from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, StoreUnavailable
-from turnkeeper.keeper import Keeper
+from turnkeeper.gate import Gate
+from turnkeeper.keeper import Keeper, keep_books
 from turnkeeper.library import Library
+from turnkeeper.limits import Rules
 from turnkeeper.plans import Plans
 from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
@@ -177,13 +181,18 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
-            keeping = asyncio.create_task(keeper.run())
+            keeping = {
+                asyncio.create_task(keeper.run()),
+                asyncio.create_task(keep_books(parts.gate)),
+            }
             try:
                 yield parts
             finally:
-                keeping.cancel()
-                await asyncio.wait({keeping})
+                for task in keeping:
+                    task.cancel()
+                await asyncio.wait(keeping)
                 await parts.engine.drain(0)
+                await parts.gate.keep()
                 await keeper.keep_counts()
                 if accounts is not None:
                     accounts.close()
@@ -219,16 +228,18 @@ async def _assemble(
     )
     blueprints = {entry.name: entry.blueprint for entry in entries}
     await deployments.adopt(blueprints, complete=config.has_file)
+    gate = Gate(store, _rules(config), now=_now, tick=time.monotonic)
     engine = Engine(
         store,
         offers,
         plans,
         _policy(config, default),
+        gate,
         background=documents.get_passage,
         now=_now,
         new_id=new_id,
     )
-    sessions = Sessions(store, engine, plans, default, now=_now, new_id=new_id)
+    sessions = Sessions(store, engine, plans, default, gate, now=_now, new_id=new_id)
     library = Library(
         documents,
         sessions,
@@ -237,7 +248,7 @@ async def _assemble(
         new_document_id=lambda: new_id(make_document_id),
         new_section_id=lambda: new_id(make_section_id),
     )
-    return Parts(engine, sessions, deployments, library, accounts)
+    return Parts(engine, sessions, deployments, library, gate, accounts)
 
 
 async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
@@ -292,6 +303,11 @@ def _policy(config: Config, deployment: str) -> Policy:
         queue_timeout=config.queue_timeout,
         checkpoint_seconds=config.checkpoint_seconds,
     )
+
+
+def _rules(config: Config) -> Rules:
+    server = Limits(running_turns=config.max_turns, open_streams=config.max_streams)
+    return msgspec.structs.replace(config.limits, server=server)
 
 
 def _web(parts: Parts, config: Config) -> Web:

@@ -246,6 +246,21 @@ class KeptItem(msgspec.Struct, frozen=True):
     weight: int
 
 
+def divide(items: Sequence[KeptItem]) -> tuple[Sequence[KeptItem], Sequence[KeptItem]]:
+    """The items of a turn: what it answers, which may hold older replies, and its own reply."""
+    place = len(items)
+    while place and _is_made(items[place - 1].item):
+        place -= 1
+    return items[:place], items[place:]
+
+
+def _is_made(item: Item) -> bool:
+    """Whether it may be of a model's making, and not of a client's alone."""
+    if isinstance(item, Message):
+        return item.role == "assistant"
+    return isinstance(item, Reasoning | ToolCall)
+
+
 class History(msgspec.Struct, frozen=True):
     """The newest part of a session, up to and with the items of one turn.
 
@@ -500,12 +515,14 @@ class Options(msgspec.Struct, frozen=True):
     """What a caller asks of one turn beside its words. It goes before what the session has.
 
     Attributes:
-        instructions: in place of the blueprint's system message; None leaves that.
+        instructions: in place of the system message of what prompts begin with; None leaves it.
         tool_choice: None is as the model does by itself.
         reply_format: None for plain text.
         reasoning_effort: as the provider names it.
         overflow: as in a `Blueprint`; None leaves that.
         extra: what else the provider is sent, as it is, by its own names.
+        alone: the model is shown what is asked and nothing of the blueprint's, nor its sampling.
+        frame: in place of what the session's prompts begin with; None leaves that.
     """
 
     sampling: Sampling = AS_IT_IS
@@ -517,6 +534,8 @@ class Options(msgspec.Struct, frozen=True):
     reasoning_effort: str | None = None
     overflow: Literal["truncate", "summarise", "error"] | None = None
     extra: Mapping[str, Any] = {}
+    alone: bool = False
+    frame: tuple[Message, ...] | None = None
 
 
 NO_OPTIONS = Options()

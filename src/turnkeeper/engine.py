@@ -15,6 +15,7 @@ import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.contracts import (
+    Admit,
     Background,
     BegunTurn,
     NewTurn,
@@ -58,6 +59,7 @@ from turnkeeper.errors import (
     UnknownModel,
 )
 from turnkeeper.following import SessionFollower
+from turnkeeper.gate import Gate, Ticket, Unread
 from turnkeeper.lives import Begin, Lives
 from turnkeeper.making import Maker, Work
 from turnkeeper.offers import Offers
@@ -79,6 +81,7 @@ class Engine:
         offers: Offers,
         plans: Plans,
         policy: Policy,
+        gate: Gate,
         *,
         background: Background,
         now: Callable[[], int],
@@ -92,6 +95,7 @@ class Engine:
         """
         self._store = store
         self._policy = policy
+        self._gate = gate
         self._maker = Maker(policy, store, plans.counts, jitter=jitter)
         self._now = now
         self._new_id = new_id
@@ -138,7 +142,8 @@ class Engine:
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable:
+            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable,
+            RateLimited, QuotaExceeded, Overloaded:
                 nothing was stored.
             TurnNotFound: the turn of that key is gone.
         """
@@ -182,6 +187,7 @@ class Engine:
         """
         weight = prompt.weigh(items)
         asked = self.check_model(model)
+        ticket = await self._ticket(owner, _longest(items), key)
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
             return self._plans.make(basis, asked, options).choose(weight, total_weight)
@@ -203,8 +209,14 @@ class Engine:
             after=after,
             data=data,
             bare=bare,
+            admit=self._admission(ticket, asked, options),
+            quotas=() if ticket is None else self._gate.quotas(owner),
         )
-        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, options)
+
+        def begin() -> Awaitable[BegunTurn | TurnRef]:
+            return self._store.begin_turn(new)
+
+        return await self._begin(owner, begin, asked, options, ticket)
 
     async def answer_anew(
         self,
@@ -271,7 +283,7 @@ class Engine:
         words = self.check_message(text)
         version = self._version(owner, session, model, key, weight=item_weight(words))
         version = msgspec.structs.replace(version, message=message, words=words)
-        return await self._begin_version(version)
+        return await self._begin_version(version, len(text))
 
     def _version(
         self,
@@ -300,11 +312,34 @@ class Engine:
             key=key,
         )
 
-    async def _begin_version(self, new: NewVersion) -> Taken:
+    async def _begin_version(self, new: NewVersion, length: int = 0) -> Taken:
+        """`length` is that of the words it brings with it."""
+        ticket = await self._ticket(new.owner, length, new.key)
+        new = msgspec.structs.replace(new, admit=self._admission(ticket, new.model, NO_OPTIONS))
+
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_version(new)
 
-        return await self._begin(new.owner, begin, new.model, NO_OPTIONS)
+        return await self._begin(new.owner, begin, new.model, NO_OPTIONS, ticket)
+
+    async def _ticket(self, owner: str, length: int, key: IdempotencyKey | None) -> Ticket | None:
+        """What a turn over a message of `length` is admitted by; None if that needs nothing."""
+        if not self._gate.has_asker:
+            return None
+        self._gate.check_length(length, owner)
+        return await self._gate.ticket(owner, keyed=key is not None)
+
+    def _admission(
+        self, ticket: Ticket | None, model: str | None, options: Options
+    ) -> Admit | None:
+        if ticket is None:
+            return None
+
+        def admit(session_id: str, basis: Basis, total_weight: int) -> None:
+            plan = self._plans.make(basis, model, options)
+            ticket.reserve(session_id, plan.estimate(total_weight))
+
+        return admit
 
     async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
         """One reply to a deployment's prompt alone, of which nothing is kept.
@@ -325,6 +360,9 @@ class Engine:
         prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
+        ticket = await self._ticket(owner, 0, None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(0))
         making = self._maker.make(work, History((), 0, 0))
         task = self._note_passing(self._loop.create_task(making))
         try:
@@ -333,6 +371,9 @@ class Engine:
             if not self.stopping:
                 raise
             raise ServerStopping("The server is stopping; try again in a moment") from None
+        finally:
+            if ticket is not None:
+                ticket.settle(*work.spent())
         return work.reply.text
 
     async def answer_unkept(
@@ -356,8 +397,8 @@ class Engine:
         """
         self._check_open()
         asked = self.check_model(model)
-        if verbatim and options.instructions is None:
-            options = msgspec.structs.replace(options, instructions="")
+        if verbatim:
+            options = msgspec.structs.replace(options, alone=True)
         plan = self._plans.make(await self._basis(owner, before), asked, options)
         first, weight = plan.candidates[0], prompt.weigh(items)
         history = History((), 0, 0)
@@ -368,7 +409,12 @@ class Engine:
         ref = TurnRef(self._new_id(), 1)
         turn = Turn(ref, TurnStatus.RUNNING, first.offer.model.id, self._now())
         reply = Reply(owner, turn, len(items))
-        self._note_passing(self._lives.play_unkept(reply, plan, _behind(history, items)))
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            total_weight = history.total_weight + weight
+            ticket.reserve(None, plan.estimate(total_weight, cut=not verbatim))
+        history = _behind(history, items)
+        self._note_passing(self._lives.play_unkept(reply, plan, history, ticket))
         return reply
 
     async def _basis(self, owner: str, session: TurnRef | SessionChoice | None) -> Basis:
@@ -492,6 +538,10 @@ class Engine:
         for ref in gone:
             self._lives.stop_open(ref)
 
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        """Whether something was begun or made under a key, for the same request."""
+        return await self._store.was_made(key)
+
     async def ready(self) -> bool:
         """Whether turns are taken just now.
 
@@ -533,6 +583,7 @@ class Engine:
             raise MessageTooLong(
                 f"The message has {len(text)} characters; {self._policy.message_limit} are allowed"
             )
+        self._gate.check_length(len(text))
         return Message("user", check_text(text, "message"))
 
     def check_items(self, items: Sequence[Item]) -> tuple[Item, ...]:
@@ -549,6 +600,7 @@ class Engine:
                         f"A message has {len(text)} characters; {limit} are allowed"
                     )
                 check_text(text, "input")
+        self._gate.check_length(_longest(items))
         return tuple(items)
 
     def check_model(self, model: str | None) -> str | None:
@@ -567,13 +619,30 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
 
-    async def _begin(self, owner: str, begin: Begin, model: str | None, options: Options) -> Taken:
+    async def _begin(
+        self,
+        owner: str,
+        begin: Begin,
+        model: str | None,
+        options: Options,
+        ticket: Ticket | None,
+    ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(begin, model, options)
+        while True:
+            try:
+                found = await self._lives.begin(begin, model, options, ticket)
+                break
+            except Unread as unread:
+                await self._gate.read(unread.subject)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)
+
+
+def _longest(items: Sequence[Item]) -> int:
+    """The characters of the longest text in them."""
+    return max([len(text) for item in items for text in texts_of(item)], default=0)
 
 
 def _behind(history: History, items: tuple[Item, ...]) -> History:

@@ -94,6 +94,13 @@ class Work:
         """Whether any of the reply has come."""
         return self.reply.deltas > 0
 
+    def spent(self) -> tuple[int, int]:
+        """The tokens that were used, and what they cost in `limits.COST_UNIT`s."""
+        if self.usage is None:
+            return 0, 0
+        model = self.model or self.reply.turn.model
+        return self.usage.total_tokens, self.plan.cost_of(model, self.usage)
+
     def spend(self, usage: Usage) -> None:
         """Add what a call used."""
         self.usage = _add(self.usage, usage)

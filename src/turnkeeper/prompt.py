@@ -41,10 +41,15 @@ def capacity(window: int, blueprint: Blueprint, frame_weight: int, bytes_per_tok
     window; if it says nothing, a quarter of a small window, else 4,096.
     """
     window = min(window, blueprint.context_window or window)
-    reserve = min(_LARGEST_REPLY, window // 4)
-    if blueprint.max_tokens is not None:
-        reserve = min(blueprint.max_tokens, window // 2)
+    reserve = reply_room(window, blueprint.max_tokens)
     return int((window - reserve) * bytes_per_token) - frame_weight
+
+
+def reply_room(window: int, max_tokens: int | None) -> int:
+    """The tokens of a window that are kept free for the reply."""
+    if max_tokens is not None:
+        return min(max_tokens, window // 2)
+    return min(_LARGEST_REPLY, window // 4)
 
 
 def weigh(items: Sequence[Item]) -> int:

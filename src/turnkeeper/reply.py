@@ -22,6 +22,7 @@ from turnkeeper.domain import (
     ToolCall,
     Turn,
     TurnStatus,
+    divide,
 )
 from turnkeeper.errors import TurnEnded
 from turnkeeper.events import (
@@ -45,6 +46,11 @@ _ENDED_EARLY = {
         "turn_interrupted", "The server stopped before the reply was complete"
     ),
 }
+
+
+def failure_of(turn: Turn) -> Failure:
+    """Why a turn that is over has no whole reply."""
+    return turn.failure or _ENDED_EARLY[turn.status]
 
 
 class Reply:
@@ -80,9 +86,8 @@ class Reply:
         cut: str | None = None,
     ) -> "Reply":
         """A reply that is over, as the store has it; `items` are those of its turn, if known."""
-        made = [kept for kept in items if _is_made(kept.item)]
-        asked = sum(not _is_made(kept.item) for kept in items)
-        reply = cls(owner, turn, made[0].position if made else asked or 1)
+        asked, made = divide(items)
+        reply = cls(owner, turn, made[0].position if made else len(asked) or 1)
         whole = _deltas([kept.item for kept in made]) if made else [TextDelta(text)] if text else []
         for delta in cuts.apply(cut, whole):
             reply.add(delta)
@@ -182,7 +187,7 @@ class Reply:
         turn = ended.turn
         if turn.status is TurnStatus.COMPLETED:
             return ended.text
-        failure = turn.failure or _ENDED_EARLY[turn.status]
+        failure = failure_of(turn)
         raise TurnEnded(
             turn.ref.id, turn.ref.session_id, failure.code, failure.sentence, failure.retry_after
         )
@@ -259,13 +264,6 @@ class Reply:
 
 def _words(delta: ReplyDelta) -> str:
     return delta.text if isinstance(delta, TextDelta | RefusalDelta) else ""
-
-
-def _is_made(item: Item) -> bool:
-    """Whether a model has made it, and no client."""
-    if isinstance(item, Message):
-        return item.role == "assistant"
-    return isinstance(item, Reasoning | ToolCall)
 
 
 def _collect(log: Sequence[ReplyDelta]) -> list[Item]:

@@ -280,6 +280,20 @@ SETTINGS: tuple[Setting, ...] = (
         _whole(0, 100_000),
         "Messages that may wait in one session while a reply is made.",
     ),
+    Setting(
+        "max_turns",
+        None,
+        _whole(1, 10_000_000),
+        "Turns that may run or wait at once in the whole server; what is beyond is refused with"
+        " 503. Default: any number.",
+    ),
+    Setting(
+        "max_streams",
+        None,
+        _whole(1, 10_000_000),
+        "Streams that may be open at once in the whole server, in the same way."
+        " Default: any number.",
+    ),
     Setting("queue_timeout", 300.0, _timeout, "Seconds that a message may wait there."),
     Setting(
         "attempts", 3, _whole(1, 20), "Calls to the model for one reply, before its first word."

@@ -356,10 +356,10 @@ async def test_pages_of_sessions_lead_to_the_end(store: Store) -> None:
     await store.update_session("ann", ById(made[3]), SessionChange(archived=True), NOW)
     await store.update_session("ann", ById(made[5]), SessionChange(pinned=True), NOW)
 
-    async def all_of(wanted: SessionFilter, limit: int) -> list[str]:
+    async def all_of(wanted: SessionFilter, limit: int, *, oldest_first: bool = False) -> list[str]:
         found, after = list[str](), None
         while True:
-            page = await store.page_sessions("ann", wanted, after, limit)
+            page = await store.page_sessions("ann", wanted, after, limit, oldest_first=oldest_first)
             assert len(page.sessions) <= limit
             found += [session.id for session in page.sessions]
             if page.next is None:
@@ -369,6 +369,7 @@ async def test_pages_of_sessions_lead_to_the_end(store: Store) -> None:
     newest_first = made[::-1]
     for limit in (1, 2, 3, 6, 7, 8):
         assert await all_of(SessionFilter(), limit) == newest_first
+        assert await all_of(SessionFilter(), limit, oldest_first=True) == made
         unarchived = [id_ for id_ in newest_first if id_ != made[3]]
         assert await all_of(SessionFilter(archived=False), limit) == unarchived
         assert await all_of(SessionFilter(archived=True), limit) == [made[3]]

@@ -20,11 +20,13 @@ from turnkeeper.domain import Caller, IdempotencyKey, check_end_user
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
+    QuotaExceeded,
     SessionBusy,
     TurnEnded,
     TurnkeeperError,
     Unauthenticated,
 )
+from turnkeeper.gate import Gate
 from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
@@ -46,6 +48,7 @@ class Parts(msgspec.Struct, frozen=True):
     sessions: Sessions
     deployments: Deployments
     library: Library
+    gate: Gate
     accounts: Accounts | None = None
 
 
@@ -384,6 +387,8 @@ STATUSES: dict[str, int] = {
     "url_too_long": 414,
     "idempotency_key_reused": 422,
     "queue_full": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "too_many_attempts": 429,
     "provider_rate_limited": 429,
     "headers_too_large": 431,
@@ -394,6 +399,7 @@ STATUSES: dict[str, int] = {
     "provider_malformed": 502,
     "provider_cut_off": 502,
     "provider_empty_reply": 502,
+    "overloaded": 503,
     "server_stopping": 503,
     "store_unavailable": 503,
     "turn_interrupted": 503,
@@ -418,7 +424,7 @@ def error_answer(error: TurnkeeperError, body: Any) -> Answer:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, SessionBusy):
+    if isinstance(error, SessionBusy | QuotaExceeded):
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, TurnEnded):
         headers += turn_headers(error.turn_id, error.session_id)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native
+from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native, openai
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
@@ -25,6 +25,7 @@ from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, Turn
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.auth import LOCAL, Access
+from turnkeeper.web.limits import Visit, is_keyed
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
 from turnkeeper.web.request import COMMON_HEADERS, STRICT_TRANSPORT, Request
@@ -39,6 +40,7 @@ DIALECTS: tuple[Dialect, ...] = (
     documents.DIALECT,
     login.DIALECT,
     native.DIALECT,
+    openai.DIALECT,
 )
 
 _ROUTES = tuple(route for dialect in DIALECTS for route in dialect.routes)
@@ -56,12 +58,14 @@ class Endpoint(msgspec.Struct, frozen=True):
         encode_error: words those that come before a method is chosen.
         is_open: nobody is asked for credentials.
         admin: for all but admins, there is nothing here.
+        uncounted: no limits hold here: whoever watches the server must get an answer.
     """
 
     acts: Mapping[str, tuple[Act, EncodeError]]
     encode_error: EncodeError
     is_open: bool = False
     admin: bool = False
+    uncounted: bool = False
 
 
 class Web:
@@ -105,16 +109,27 @@ class Web:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send, self._random, self._proxies, common=self._common)
+        visit = Visit(self._parts.gate, keyed=is_keyed(request.method, request.headers))
         try:
-            outcome = await self._serve(request)
+            await request.answer(await self._outcome(request, visit))
+        finally:
+            if visit.counts:
+                visit.close()
+
+    async def _outcome(self, request: Request, visit: Visit) -> Outcome:
+        """What is answered, whatever happens."""
+        try:
+            outcome = await self._serve(request, visit)
         except TurnkeeperError as error:
             outcome = native.DIALECT.encode_error(error)
         except Exception:
             log.exception("Request %s failed through a fault of our own", request.id.decode())
             outcome = _INTERNAL_ERROR
-        await request.answer(outcome)
+        if visit.parties:
+            request.add_headers(visit.headers())
+        return outcome
 
-    async def _serve(self, request: Request) -> Outcome:
+    async def _serve(self, request: Request, visit: Visit) -> Outcome:
         """Find what is served at the path, and do it."""
         preflight = request.enter(self._origins)
         if preflight is not None:
@@ -123,18 +138,25 @@ class Web:
         method = "GET" if request.method == "HEAD" else request.method
         act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
         try:
+            if not endpoint.uncounted:
+                visit.arrive(request.address)
             caller = LOCAL
             if self._access is not None:  # who is not known is not even told what there is
                 caller = await self._access.admit(request, is_open=endpoint.is_open)
             end_user = request.end_user()
             if end_user is not None:
                 caller = acting_for(caller, end_user)
+            if not endpoint.uncounted:
+                visit.enter(caller)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:
                 return _other_method(request.method, endpoint)
             call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
-            return await act(call)
+            if not visit.counts:
+                return await act(call)
+            await visit.take_place(call, self._parts.engine.was_made)
+            return visit.follow(await act(call))
         except TurnkeeperError as error:
             return encode_error(error)
 
@@ -160,7 +182,8 @@ class Web:
 
     def _own(self, act: Act) -> Endpoint:
         encode_error = native.DIALECT.encode_error
-        return Endpoint({"GET": (act, encode_error)}, encode_error, is_open=True)
+        acts = {"GET": (act, encode_error)}
+        return Endpoint(acts, encode_error, is_open=True, uncounted=True)
 
     async def _get_root(self, call: Call) -> Outcome:
         """A page for people, a list of endpoints for programs."""

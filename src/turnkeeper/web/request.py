@@ -21,7 +21,11 @@ from turnkeeper.web.streaming import (
     send_stream,
 )
 
-EXPOSED = b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
+EXPOSED = (
+    b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id,"
+    b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 # On every answer. No browser takes one for something else than it says it is, nor loads it into a
@@ -199,6 +203,10 @@ class Request:
         if max(size, read) > limit:
             raise BodyTooLarge(f"The body has more than {limit} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def add_headers(self, headers: Headers) -> None:
+        """Let the answer have these too."""
+        self._extra += headers
 
     async def answer(self, outcome: Outcome) -> None:
         if not isinstance(outcome, EventStream):

@@ -10,7 +10,8 @@ T = TypeVar("T")
 class RouteMap(Generic[T]):
     """Paths, some with variables in braces (`/api/turns/{turn_id}`), each with its `T`.
 
-    A path without variables goes before one with them; a variable is one non-empty segment.
+    A path without variables goes before one with them; a variable is one non-empty segment, or
+    all that is left of the path where its name ends in an asterisk.
     """
 
     def __init__(
@@ -43,7 +44,11 @@ class RouteMap(Generic[T]):
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    parts = re.split(r"{(\w+)}", path)  # text and names in turn
+    parts = re.split(r"{(\w+\*?)}", path)  # text and names in turn
     literal, names = map(re.escape, parts[::2]), parts[1::2]
-    variables = [f"(?P<{name}>[^/]+)" for name in names]
+    variables = [_variable(name) for name in names]
     return re.compile("".join(a + b for a, b in zip(literal, [*variables, ""], strict=True)))
+
+
+def _variable(name: str) -> str:
+    return f"(?P<{name[:-1]}>.+)" if name.endswith("*") else f"(?P<{name}>[^/]+)"

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import MessagePage, NewSession, Quota, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -52,6 +52,7 @@ from turnkeeper.stores.sql.rows import (
     encode_object,
     weigh_shown,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 from turnkeeper.stores.sql.turns import TURN_STATUS, busy, insert_item, name_of
 
 # --- Reading one -------------------------------------------------------------------------------
@@ -134,16 +135,21 @@ LIST_SESSIONS_OF_END_USER = """
 SELECT id, alias, message_count FROM sessions
 WHERE owner = ? AND owner <> user_name AND message_count > 0 AND archived < 2 ORDER BY id
 """
+_NEWEST_FIRST = "s.id < ? ORDER BY s.id DESC LIMIT ?"
+_OLDEST_FIRST = "s.id > ? ORDER BY s.id LIMIT ?"
 # Without what may be long and is in no list.
 NEXT_SESSIONS = (
     re.sub(r"d\.(variables|config|context_documents)", "NULL", _SESSION)
-    + "s.user_name = ? AND s.archived = ? AND s.id < ? ORDER BY s.id DESC LIMIT ?"
+    + f"s.user_name = ? AND s.archived = ? AND {_NEWEST_FIRST}"
 )
 NEXT_SESSIONS_OF_END_USER = NEXT_SESSIONS.replace(
     "s.user_name = ?", "s.owner = ? AND s.owner <> s.user_name"
 )
 
-_BEYOND = "t"  # after every session's id
+OLDEST_SESSIONS = NEXT_SESSIONS.replace(_NEWEST_FIRST, _OLDEST_FIRST)
+OLDEST_SESSIONS_OF_END_USER = NEXT_SESSIONS_OF_END_USER.replace(_NEWEST_FIRST, _OLDEST_FIRST)
+
+_BEFORE, _BEYOND = "", "t"  # before and after every session's id
 _SCANNED = 1000  # sessions looked at for one page, at most about
 _SCANNED_AT_ONCE = 250
 
@@ -155,13 +161,19 @@ def list_sessions(owner: str) -> Transaction[Sequence[SessionSummary]]:
 
 
 def page_sessions(
-    owner: str, wanted: SessionFilter, after: str | None, limit: int
+    owner: str,
+    wanted: SessionFilter,
+    after: str | None,
+    limit: int,
+    *,
+    oldest_first: bool = False,
 ) -> Transaction[SessionPage]:
-    cursor, scanned, found = after or _BEYOND, 0, list[Session]()
+    cursor = after or (_BEFORE if oldest_first else _BEYOND)
+    scanned, found = 0, list[Session]()
     is_selective = (wanted.pinned, wanted.deployment, wanted.title) != (None, None, None)
     at_once = _SCANNED_AT_ONCE if is_selective else limit + 1
     while scanned < _SCANNED:
-        rows = yield from _next_sessions(owner, wanted.archived, cursor, at_once)
+        rows = yield from _next_sessions(owner, wanted.archived, cursor, at_once, oldest_first)
         for row in rows:
             session = decode_session(row)
             if _is_wanted(session, wanted):
@@ -175,16 +187,18 @@ def page_sessions(
 
 
 def _next_sessions(
-    owner: str, archived: bool | None, cursor: str, limit: int
+    owner: str, archived: bool | None, cursor: str, limit: int, oldest_first: bool
 ) -> Transaction[Sequence[Row]]:
     kinds = (0, 1) if archived is None else (int(archived),)
     _, end_user = split_owner(owner)
     statement = NEXT_SESSIONS_OF_END_USER if end_user else NEXT_SESSIONS
+    if oldest_first:
+        statement = OLDEST_SESSIONS_OF_END_USER if end_user else OLDEST_SESSIONS
     merged: list[Row] = []
     for kind in kinds:
         merged += yield statement, (owner, kind, cursor, limit)
     if len(kinds) > 1:
-        merged.sort(key=lambda row: str(row[0]), reverse=True)
+        merged.sort(key=lambda row: str(row[0]), reverse=not oldest_first)
     return merged[:limit]
 
 
@@ -303,6 +317,7 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     yield from expire_later(new.id, revision.blueprint, new.now)
+    yield from check_quotas(new.quotas)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
@@ -421,8 +436,13 @@ def fork_session(
     now: int,
     *,
     key: IdempotencyKey | None = None,
+    quotas: Sequence[Quota] = (),
 ) -> Transaction[Session]:
-    return (yield from _once(owner, key, _fork_session(owner, session, at, new_id, now), now))
+    def work() -> Transaction[Session]:
+        yield from check_quotas(quotas, to_come=1)  # before thousands of items are copied
+        return (yield from _fork_session(owner, session, at, new_id, now))
+
+    return (yield from _once(owner, key, work(), now))
 
 
 def _fork_session(

@@ -1,0 +1,1 @@
+"""The dialect `openai`, seen by OpenAI's own clients."""
