@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable
 
-from turnkeeper.dialects.exchange import REPEATED, Call, EventStream, Outcome
+from turnkeeper.dialects.exchange import REPEATED, Call, EventStream, Outcome, Upgrade
 from turnkeeper.domain import Caller, IdempotencyKey
 from turnkeeper.errors import RateLimited
 from turnkeeper.gate import Gate
@@ -105,6 +105,8 @@ class Visit:
 
 
 def _is_new_stream(outcome: Outcome) -> bool:
+    if isinstance(outcome, Upgrade):
+        return True
     return isinstance(outcome, EventStream) and REPEATED not in outcome.headers
 
 
