@@ -47,6 +47,7 @@ from turnkeeper.domain import (
     Version,
 )
 from turnkeeper.events import ProviderEvent
+from turnkeeper.limits import Spent, Subject
 
 Source = Literal["file", "api"]
 
@@ -57,6 +58,17 @@ Durability = Literal["power", "process"]
 # From the section that a session is the chat of to what a model is shown of it: as it is now, None
 # if it is gone. May raise `StoreUnavailable`.
 Background = Callable[[str], Awaitable[Passage | None]]
+
+# Told of a turn that is about to be stored: its session's id, its basis, and the weight of all
+# that its prompt could show.
+Admit = Callable[[str, Basis, int], None]
+
+
+class Quota(msgspec.Struct, frozen=True):
+    """How many sessions there may be of an owner; a user's include those of its end users."""
+
+    owner: str
+    sessions: int
 
 
 class NewTurn(msgspec.Struct, frozen=True):
@@ -73,6 +85,9 @@ class NewTurn(msgspec.Struct, frozen=True):
             undoes the turn.
         queue_limit: how many turns may wait in one session.
         revisions: those the caller knows already, by id, so that they need not be read.
+        admit: told of the session's id, what `choose` is told, and that twice if that is. What it
+            raises undoes the turn.
+        quotas: how many sessions there may be, if one has to be created.
         kept: what is to be kept with the session from now on; the basis has it already.
         key: the caller's own name for the request.
         after: the turn that this one answers to, which must be its session's newest but for such
@@ -97,6 +112,8 @@ class NewTurn(msgspec.Struct, frozen=True):
     after: TurnRef | None = None
     data: str | None = None
     bare: bool = False
+    admit: Admit | None = None
+    quotas: Sequence[Quota] = ()
 
 
 class NewVersion(msgspec.Struct, frozen=True):
@@ -119,6 +136,7 @@ class NewVersion(msgspec.Struct, frozen=True):
     now: int
     retried: int | None = None
     key: IdempotencyKey | None = None
+    admit: Admit | None = None
 
 
 class BegunTurn(msgspec.Struct, frozen=True):
@@ -160,6 +178,7 @@ class NewSession(msgspec.Struct, frozen=True):
     now: int
     section: str | None = None
     key: IdempotencyKey | None = None
+    quotas: Sequence[Quota] = ()
 
 
 class NewSection(msgspec.Struct, frozen=True):
@@ -302,6 +321,7 @@ class Store(Protocol):
             NotNewest: something that prompts show has been said since the turn to come `after`.
             TurnNotFound: there is no such turn to come `after`.
             QueueFull: `queue_limit` turns wait already.
+            QuotaExceeded: a session would have to be made, and there are as many as may be.
             SessionBusy: another turn is not over, and the basis says to refuse this one then.
             KeyReused: the key was used for another request.
         """
@@ -374,6 +394,7 @@ class Store(Protocol):
         Raises:
             DeploymentNotFound: there is no such deployment.
             KeyReused: the key was used for another request.
+            QuotaExceeded: there are as many sessions as may be.
             SessionNotFound: what was made under it is gone.
         """
         ...
@@ -429,6 +450,7 @@ class Store(Protocol):
         now: int,
         *,
         key: IdempotencyKey | None = None,
+        quotas: Sequence[Quota] = (),
     ) -> Session:
         """Make a session of its own that holds what this one does, up to and with message `at`.
 
@@ -441,6 +463,7 @@ class Store(Protocol):
         Raises:
             SessionNotFound: as for `get_session`.
             MessageNotFound: `at` is not listed in the session.
+            QuotaExceeded: there are as many sessions as may be.
             TurnNotFound: there is no turn `at` in the session.
             SessionBusy: it is not over.
         """
@@ -782,6 +805,22 @@ class Store(Protocol):
 
     async def keep_counts(self, counts: Sequence[TokenCount]) -> None:
         """Keep these, each in place of what was kept of its model."""
+        ...
+
+    async def get_spent(self, subject: Subject) -> Sequence[Spent]:
+        """What was kept of a subject's days and months; they may be over."""
+        ...
+
+    async def keep_spent(self, spent: Sequence[Spent]) -> None:
+        """Keep these, each in place of what was kept of the same subject and measure."""
+        ...
+
+    async def drop_spent(self, now: int, limit: int) -> int:
+        """Remove what was kept of days and months that are over, at most `limit`; how many."""
+        ...
+
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        """Whether something was begun or made under a key, for the same request."""
         ...
 
     async def ping(self) -> None:

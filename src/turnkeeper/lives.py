@@ -35,6 +35,7 @@ from turnkeeper.errors import (
     StoreUnavailable,
     TurnNotFound,
 )
+from turnkeeper.gate import Ticket
 from turnkeeper.making import Maker, Work
 from turnkeeper.observer import NOBODY, Lived, Observer
 from turnkeeper.plans import Plan, Plans
@@ -95,13 +96,21 @@ class Lives:
 
     # --- From outside --------------------------------------------------------------------------
 
-    async def begin(self, begin: Begin, model: str | None, options: Options) -> Reply | TurnRef:
+    async def begin(
+        self,
+        begin: Begin,
+        model: str | None,
+        options: Options,
+        ticket: Ticket | None = None,
+    ) -> Reply | TurnRef:
         """Start a life; returns its reply once it is stored, or the turn that had been before.
 
-        `model` and `options` are what the caller asked for. Raises what `begin` raises.
+        `model` and `options` are what the caller asked for; what `ticket` has reserved is
+        settled, whatever happens. Raises what `begin` raises.
         """
         begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(begin, model, options, begun))
+        life = self._live(begin, model, options, begun, ticket)
+        self._spawn(life if ticket is None else _settling(life, ticket))
         return await begun
 
     @property
@@ -184,6 +193,7 @@ class Lives:
         model: str | None,
         options: Options,
         begun: asyncio.Future[Reply | TurnRef],
+        ticket: Ticket | None,
     ) -> None:
         came = self._maker.clock()
         self._beginning += 1
@@ -217,6 +227,8 @@ class Lives:
             ending = await self._play(life, stored)
         finally:
             life.settled = True
+            if ticket is not None:  # before anyone is told of the end, and might begin another
+                ticket.settle(*life.spent())
         await self._end(life, ending)
 
     def _remember(self, revision: Revision) -> None:
@@ -274,19 +286,28 @@ class Lives:
             first_delta=None if life.first is None else int((life.first - life.began) * 1000),
         )
 
-    def play_unkept(self, reply: Reply, plan: Plan, history: History) -> asyncio.Task[None]:
-        """Make a reply of which nothing is kept; it is stopped when nobody follows it any more."""
+    def play_unkept(
+        self, reply: Reply, plan: Plan, history: History, ticket: Ticket | None
+    ) -> asyncio.Task[None]:
+        """Make a reply of which nothing is kept; it is stopped when nobody follows it any more.
+
+        What `ticket` has reserved is settled.
+        """
 
         async def play() -> None:
             life = _Life(reply, plan, share=0)
             life.began = self._maker.clock()
             ending = await self._make(life, _at_once(history))
+            if ticket is not None:
+                ticket.settle(*life.spent())
             if ending.status is TurnStatus.INTERRUPTED and not self.stopping:
                 ending = msgspec.structs.replace(ending, status=TurnStatus.CANCELLED)
             reply.end(_ended(reply.turn, ending, self._now()), ending.items)
             self._tell(life)
 
         def see_to_end(_: asyncio.Task[None]) -> None:
+            if ticket is not None:
+                ticket.settle(0, 0)
             if reply.ended is None:  # it was stopped before it had begun
                 reply.lose()
 
@@ -346,7 +367,9 @@ class Lives:
         deltas, cut = reply.deltas, reply.cuts(life.cut)
         try:
             await self._store.checkpoint(ref, life.checkpoints, text, cut)
-            life.kept, life.cut = length, deltas
+            life.kept = length
+            if cut is not None:  # else the first count to be kept is from the beginning
+                life.cut = deltas
             life.checkpoints += 1
         except StoreUnavailable:
             pass  # the store has said so, and that once
@@ -453,6 +476,14 @@ class _Life(Work):
     def waits(self) -> bool:
         """Whether it is in the queue."""
         return self.place is not None and not self.place.done()
+
+
+async def _settling(life: Coroutine[Any, Any, None], ticket: Ticket) -> None:
+    """A life that may never begin, or find that an earlier one had."""
+    try:
+        await life
+    finally:
+        ticket.settle(0, 0)
 
 
 def _plainer(ending: Ending) -> Ending:

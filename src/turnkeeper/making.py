@@ -109,9 +109,16 @@ class Work:
         """Whether any of the reply has come."""
         return self.reply.deltas > 0
 
+    def spent(self) -> tuple[int, int]:
+        """The tokens that were used, and what they cost in `limits.COST_UNIT`s."""
+        if self.usage is None:
+            return 0, 0
+        model = self.model or self.reply.turn.model
+        return self.usage.total_tokens, self.plan.cost_of(model, self.usage)
+
     def spend(self, usage: Usage) -> None:
         """Add what a call used."""
-        self.usage = _add(self.usage, usage)
+        self.usage = add_usage(self.usage, usage)
 
 
 class Maker:
@@ -335,7 +342,8 @@ def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> 
     return prompt.put_in_front(plan.frame, text) if text else plan.frame
 
 
-def _add(before: Usage | None, more: Usage) -> Usage:
+def add_usage(before: Usage | None, more: Usage) -> Usage:
+    """What both have spent."""
     if before is None:
         return more
     return Usage(

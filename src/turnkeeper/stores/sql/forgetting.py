@@ -46,12 +46,21 @@ DELETE_SECTIONS = "DELETE FROM sections WHERE document_id = ? RETURNING id"
 DELETE_KEYS_OF_REQUESTS = """
 DELETE FROM idempotency_keys WHERE owner = ? OR substr(owner, 1, ?) = ? RETURNING key
 """
+DELETE_SPENT = """
+DELETE FROM spent WHERE kind IN ('user', 'end_user') AND (name = ? OR substr(name, 1, ?) = ?)
+RETURNING name
+"""
+DELETE_SPENT_BY_KEY = "DELETE FROM spent WHERE kind = 'key' AND name = ? RETURNING name"
+DELETE_QUOTAS = "DELETE FROM session_quotas WHERE owner = ? OR substr(owner, 1, ?) = ?"
 
 
 def forget_credentials(user: str) -> Transaction[Forgotten]:
     removed = Counter[str]()
     for statement in (DELETE_USER, DELETE_KEYS, DELETE_LOGINS, DELETE_TOKENS_OF_USER):
-        removed[_table(statement)] += len((yield statement, (user,)))
+        rows = yield statement, (user,)
+        removed[_table(statement)] += len(rows)
+        for (id_,) in rows if statement is DELETE_KEYS else ():
+            yield DELETE_SPENT_BY_KEY, (id_,)
     return Forgotten(removed, (), more=True)
 
 
@@ -76,6 +85,8 @@ def forget_some(owner: str, limit: int) -> Transaction[Forgotten]:
         removed["idempotency_keys"] += len(keys)
         for table, count in (yield from forget_usage(owner)).items():
             removed[table] += count
+        removed["spent"] += len((yield DELETE_SPENT, (owner, len(end_users), end_users)))
+        yield DELETE_QUOTAS, (owner, len(end_users), end_users)
     return Forgotten(removed, open_turns, more)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import MessagePage, NewSession, Quota, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -52,6 +52,7 @@ from turnkeeper.stores.sql.rows import (
     encode_object,
     weigh_shown,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 from turnkeeper.stores.sql.turns import TURN_STATUS, busy, insert_item, name_of
 from turnkeeper.stores.sql.usage import record_open
 
@@ -317,6 +318,7 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     yield from expire_later(new.id, revision.blueprint, new.now)
+    yield from check_quotas(new.quotas)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
@@ -435,8 +437,13 @@ def fork_session(
     now: int,
     *,
     key: IdempotencyKey | None = None,
+    quotas: Sequence[Quota] = (),
 ) -> Transaction[Session]:
-    return (yield from _once(owner, key, _fork_session(owner, session, at, new_id, now), now))
+    def work() -> Transaction[Session]:
+        yield from check_quotas(quotas, to_come=1)  # before thousands of items are copied
+        return (yield from _fork_session(owner, session, at, new_id, now))
+
+    return (yield from _once(owner, key, work(), now))
 
 
 def _fork_session(

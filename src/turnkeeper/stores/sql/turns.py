@@ -20,6 +20,7 @@ from turnkeeper.domain import (
     TurnRef,
     TurnStatus,
     counts_as_message,
+    divide,
     item_weight,
     parse_turn_id,
     split_owner,
@@ -47,6 +48,7 @@ from turnkeeper.stores.sql.rows import (
     is_shown,
     weigh_shown,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 from turnkeeper.stores.sql.usage import RECORD_ENDED, entry_of
 
 # --- Beginning a turn --------------------------------------------------------------------------
@@ -130,7 +132,10 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
         raise SessionNotFound("Session not found")
     if number == 1:  # of a session that is new; one that was made before has been noted
         yield from expire_later(session_id, basis.revision.blueprint, new.now)
+        yield from check_quotas(new.quotas)
     choice = new.choose(basis, total_weight)
+    if new.admit is not None:
+        new.admit(session_id, basis, total_weight)
     ahead: Sequence[int] = ()
     if running != number:
         ahead = yield from _join_queue(new, basis, session_id, number, running)
@@ -589,7 +594,8 @@ def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
     data, cuts, *columns = rows[0]
     turn = decode_turn(ref, columns)
     items = yield from items_of_turn(ref)
-    text = "".join([kept.item.text for kept in items if is_reply(kept.item)])
+    _, made = divide(items)
+    text = "".join([kept.item.text for kept in made if is_reply(kept.item)])
     if not turn.status.terminal:
         checkpoints = yield CHECKPOINTED, (ref.session_id, ref.number)
         text = "".join([row[0] for row in checkpoints])
