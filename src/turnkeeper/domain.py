@@ -246,6 +246,21 @@ class KeptItem(msgspec.Struct, frozen=True):
     weight: int
 
 
+def divide(items: Sequence[KeptItem]) -> tuple[Sequence[KeptItem], Sequence[KeptItem]]:
+    """The items of a turn: what it answers, which may hold older replies, and its own reply."""
+    place = len(items)
+    while place and _is_made(items[place - 1].item):
+        place -= 1
+    return items[:place], items[place:]
+
+
+def _is_made(item: Item) -> bool:
+    """Whether it may be of a model's making, and not of a client's alone."""
+    if isinstance(item, Message):
+        return item.role == "assistant"
+    return isinstance(item, Reasoning | ToolCall)
+
+
 class History(msgspec.Struct, frozen=True):
     """The newest part of a session, up to and with the items of one turn.
 

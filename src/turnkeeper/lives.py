@@ -348,7 +348,9 @@ class Lives:
         deltas, cut = reply.deltas, reply.cuts(life.cut)
         try:
             await self._store.checkpoint(ref, life.checkpoints, text, cut)
-            life.kept, life.cut = length, deltas
+            life.kept = length
+            if cut is not None:  # else the first count to be kept is from the beginning
+                life.cut = deltas
             life.checkpoints += 1
         except StoreUnavailable:
             pass  # the store has said so, and that once

@@ -20,6 +20,7 @@ from turnkeeper.domain import (
     TurnRef,
     TurnStatus,
     counts_as_message,
+    divide,
     item_weight,
     parse_turn_id,
     split_owner,
@@ -588,7 +589,8 @@ def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
     data, cuts, *columns = rows[0]
     turn = decode_turn(ref, columns)
     items = yield from items_of_turn(ref)
-    text = "".join([kept.item.text for kept in items if is_reply(kept.item)])
+    _, made = divide(items)
+    text = "".join([kept.item.text for kept in made if is_reply(kept.item)])
     if not turn.status.terminal:
         checkpoints = yield CHECKPOINTED, (ref.session_id, ref.number)
         text = "".join([row[0] for row in checkpoints])

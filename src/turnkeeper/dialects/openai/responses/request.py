@@ -230,7 +230,7 @@ def _refuse_what_cannot_be(request: CreateRequest) -> None:
 
 def _decode_input(request: CreateRequest) -> tuple[Item | Reference, ...]:
     given = request.input
-    if given is None:
+    if not given and not isinstance(given, str):
         if request.prompt or request.conversation or request.previous_response_id:
             return ()
         raise WrongParameter(

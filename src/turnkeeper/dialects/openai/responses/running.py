@@ -13,7 +13,7 @@ from turnkeeper.contracts import StoredReply
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import response_id
-from turnkeeper.dialects.openai.items import resolve_items
+from turnkeeper.dialects.openai.items import check_items, resolve_items
 from turnkeeper.dialects.openai.responses.events import OPENED, Fold, Frame, Opened, as_sse
 from turnkeeper.dialects.openai.responses.request import Template, Wanted, no_previous
 from turnkeeper.dialects.openai.responses.shape import (
@@ -30,15 +30,14 @@ from turnkeeper.domain import (
     IdempotencyKey,
     Item,
     KeptItem,
-    Message,
     MessageRef,
-    Reasoning,
     Sampling,
     SessionChoice,
     ToolCall,
     ToolResult,
     TurnRef,
     TurnStatus,
+    divide,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -135,7 +134,7 @@ async def begin(
     if key is not None and not wanted.store:
         raise InvalidRequest("An Idempotency-Key needs store: true: of this nothing is kept")
     wanted = await _use_template(parts, wanted)
-    items = parts.engine.check_items(await resolve_items(parts, caller, wanted.items))
+    items = check_items(parts, await resolve_items(parts, caller, wanted.items), "input")
     await _check_results(parts, caller, wanted, items)
     if wanted.store:
         return await _take(parts, caller, wanted, items, key)
@@ -335,14 +334,7 @@ def kept_of(stored: StoredReply) -> Kept:
 
 
 def _count_asked(items: Sequence[KeptItem]) -> int:
-    """How many items a turn answers: what the model has made stands behind all others."""
-    for number in range(len(items), 0, -1):
-        if not _may_be_made(items[number - 1].item):
-            return items[number - 1].position + 1
-    return 0
-
-
-def _may_be_made(item: Item) -> bool:
-    if isinstance(item, Message):
-        return item.role == "assistant"
-    return isinstance(item, Reasoning | ToolCall)
+    asked, made = divide(items)
+    if made:
+        return made[0].position
+    return asked[-1].position + 1 if asked else 0
