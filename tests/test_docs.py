@@ -182,6 +182,22 @@ def test_every_module_has_its_line() -> None:
     assert documented == packages | {str(f) for f in modules if f.name != "__init__.py"}
 
 
+# --- Tests that are named ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_test_that_a_page_names_is_there(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text("utf-8")):
+        assert re.search(rf"^(async )?def {name}\(", page(file), re.MULTILINE), f"{file}::{name}"
+
+
+def test_every_point_of_the_security_page_names_a_test() -> None:
+    points = re.split(r"^## (?=\d+\. )", page("docs/security.md"), flags=re.MULTILINE)[1:]
+    assert len(points) == 10
+    for point in points:
+        assert "`tests/" in point, point.splitlines()[0]
+
+
 # --- Links -------------------------------------------------------------------------------------
 
 
