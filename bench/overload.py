@@ -76,9 +76,7 @@ async def measure(server: Server) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(server.url, connector=connector) as http:
         await offer(http, 50, 1)
-        print(
-            f"{'':24}{'turns/s':>8} {'admitted ms p50, p99':>21} {'503':>6} {'ms p50, p99':>17}   CPU"
-        )
+        print(f"{'':24} turns/s  admitted ms p50, p99    503      ms p50, p99   CPU")
         for name, times, seconds in PHASES:
             before = cpu(server.pid)
             answered = await offer(http, CAPACITY * times, seconds)
