@@ -170,7 +170,7 @@ def test_the_example_of_a_turn_has_its_fields() -> None:
 def test_every_route_is_documented_and_no_other() -> None:
     text = "".join(path.read_text("utf-8") for path in PAGES)
     prefixes = "|".join(prefix for dialect in DIALECTS for prefix in dialect.prefixes)
-    route = rf"`((?:GET|POST|PUT|PATCH|DELETE) (?:{prefixes})(?![\w-])[^`?\s]*)"
+    route = rf"`((?:GET|POST|PUT|PATCH|DELETE|WEBSOCKET) (?:{prefixes})(?![\w-])[^`?\s]*)"
     documented = set(re.findall(route, text))
     assert documented == {f"{r.method} {r.path}" for dialect in DIALECTS for r in dialect.routes}
 

@@ -54,6 +54,7 @@ from turnkeeper.stores.sqlite import (
 )
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.web.app import Web
+from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
 
@@ -105,7 +106,8 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            server = _Guest(_web(parts, config), parts.engine, 0, _patience(config))
+            web = _web(parts, config)
+            server = _Guest(web, parts.engine, 0, _patience(config))
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -114,6 +116,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
                 yield _address(listener)
             finally:
                 await parts.engine.drain(0)
+                await web.hang_up()
                 server.should_exit = True
                 await serving
 
@@ -317,6 +320,7 @@ def _web(parts: Parts, config: Config) -> Web:
         config.body_limit,
         config.public_url,
         proxies=frozenset(config.proxies),
+        socket_lifetime=config.socket_lifetime,
     )
 
 
@@ -466,12 +470,17 @@ class _Server(uvicorn.Server):
 
     def __init__(self, web: Web, engine: Engine, grace: float, patience: Patience) -> None:
         protocol: Any = partial(Protocol, patience=patience)  # uvicorn only ever calls it
+        frames: Any = Frames
         super().__init__(
             uvicorn.Config(
                 web,
                 loop="none",
                 http=protocol,
-                ws="none",
+                ws=frames,
+                ws_max_size=web.body_limit,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PONG_SECONDS,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -482,6 +491,7 @@ class _Server(uvicorn.Server):
                 backlog=2048,
             )
         )
+        self._web = web
         self._engine = engine
         self._grace = grace
         self._announce: Callable[[], None] = lambda: None
@@ -520,6 +530,7 @@ class _Server(uvicorn.Server):
             if not drained.done():
                 drained.cancel()
                 await self._engine.drain(0)
+            await self._web.hang_up()
         finally:
             # From here on clients are cut off on purpose, which uvicorn would log as errors.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

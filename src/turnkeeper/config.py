@@ -70,6 +70,7 @@ class Config(msgspec.Struct, frozen=True):
     body_limit: int
     header_timeout: float
     body_timeout: float
+    socket_lifetime: float
     queue_limit: int
     max_turns: int | None
     max_streams: int | None

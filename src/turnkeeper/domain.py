@@ -444,6 +444,13 @@ class Ending(msgspec.Struct, frozen=True):
     cuts: str | None = None
 
 
+class Compacted(msgspec.Struct, frozen=True):
+    """What can stand in the place of a conversation, and what it cost to have it told."""
+
+    items: tuple[Item, ...]
+    usage: Usage
+
+
 # --- Requests that are sent again ----------------------------------------------------------------
 
 

@@ -9,7 +9,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from math import ceil
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,6 +30,7 @@ from turnkeeper.domain import (
     NO_OPTIONS,
     Basis,
     ById,
+    Compacted,
     History,
     IdempotencyKey,
     Item,
@@ -43,6 +46,7 @@ from turnkeeper.domain import (
     Turn,
     TurnRef,
     TurnStatus,
+    Usage,
     check_text,
     counts_as_message,
     is_for,
@@ -61,11 +65,14 @@ from turnkeeper.errors import (
 from turnkeeper.following import SessionFollower
 from turnkeeper.gate import Gate, Ticket, Unread
 from turnkeeper.lives import Begin, Lives
-from turnkeeper.making import Maker, Work
+from turnkeeper.making import Maker, Work, add_usage
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply, Taken
+from turnkeeper.summaries import Summaries, compactable
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +104,7 @@ class Engine:
         self._policy = policy
         self._gate = gate
         self._maker = Maker(policy, store, plans.counts, jitter=jitter)
+        self._summaries = Summaries(store, plans.counts)
         self._now = now
         self._new_id = new_id
         self._offers = offers.by_id
@@ -111,7 +119,7 @@ class Engine:
             now=now,
             on_begun=self._tell_watchers,
         )
-        self._passing: set[asyncio.Task[None]] = set()  # of which nothing is kept
+        self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
         self._watchers: dict[str, set[SessionFollower]] = {}  # by the session they follow
         self._loop = asyncio.get_running_loop()
 
@@ -364,13 +372,8 @@ class Engine:
         if ticket is not None:
             ticket.reserve(None, plan.estimate(0))
         making = self._maker.make(work, History((), 0, 0))
-        task = self._note_passing(self._loop.create_task(making))
         try:
-            await task
-        except asyncio.CancelledError:
-            if not self.stopping:
-                raise
-            raise ServerStopping("The server is stopping; try again in a moment") from None
+            await self._pass(self._loop.create_task(making))
         finally:
             if ticket is not None:
                 ticket.settle(*work.spent())
@@ -384,11 +387,13 @@ class Engine:
         model: str | None = None,
         options: Options = NO_OPTIONS,
         before: TurnRef | SessionChoice | None = None,
+        said: tuple[Item, ...] = (),
         verbatim: bool = False,
     ) -> Reply:
         """Have items answered, and keep nothing of it; it stops when nobody follows any more.
 
-        They stand behind what was said in the session `before`, or up to that turn. With
+        They stand behind what was said in the session `before`, or up to that turn, and behind
+        what else was `said` since. With
         `verbatim` the model is shown nothing else, also if that seems too much for it.
 
         Raises:
@@ -404,6 +409,8 @@ class Engine:
         history = History((), 0, 0)
         if before is not None:
             history = await self._store.read_history(owner, before, first.room)
+        for earlier in prompt.turns_of(said):
+            history = _behind(history, earlier)
         if not verbatim:
             plan.choose(weight, history.total_weight + weight)
         ref = TurnRef(self._new_id(), 1)
@@ -417,6 +424,99 @@ class Engine:
         self._note_passing(self._lives.play_unkept(reply, plan, history, ticket))
         return reply
 
+    async def compact(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        wish: str = "",
+        before: TurnRef | None = None,
+    ) -> Compacted:
+        """Have a model tell of items, and of what was said up to the turn `before` them.
+
+        Nothing is kept. `wish` is what the caller asks of what is told.
+
+        Raises:
+            UnknownModel, TurnNotFound, ContextTooLong, ServerStopping, StoreUnavailable,
+            ProviderError, and what a `gate.Ticket` refuses.
+        """
+        self._check_open()
+        plan = self._plans.make(await self._basis(owner, before), self.check_model(model))
+        first = plan.candidates[0]
+        history = History((), 0, 0)
+        if before is not None:
+            history = await self._store.read_history(owner, before, compactable(first))
+        history = _behind(history, items)
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(history.total_weight, cut=False))
+        calls = [Usage(0, 0)]
+        telling = self._summaries.compact(history, first, wish, calls.append)
+        try:
+            made = await self._pass(self._loop.create_task(telling))
+        finally:
+            used = reduce(add_usage, calls)
+            if ticket is not None:
+                ticket.settle(used.total_tokens, plan.cost_of(first.offer.model.id, used))
+        return Compacted(made, used)
+
+    async def count_tokens(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        before: TurnRef | SessionChoice | None = None,
+    ) -> int:
+        """How many tokens a prompt of these items has behind what was said `before`, about.
+
+        It is as near as what the provider has reported of this model's prompts up to now.
+
+        Raises:
+            UnknownModel, SessionNotFound, TurnNotFound, StoreUnavailable.
+        """
+        asked = self.check_model(model)
+        plan = self._plans.make(await self._basis(owner, before), asked, options)
+        weight = plan.frame_weight + prompt.weigh(items)
+        if before is not None:
+            weight += (await self._store.read_history(owner, before, 0)).total_weight
+        rate = self._plans.counts.likely_bytes_per_token(plan.candidates[0].offer.model.id)
+        return ceil(weight / rate)
+
+    async def unasked_turn(self, owner: str, *, model: str | None = None) -> Turn:
+        """A turn that is over without that any model was asked; nothing of it is kept.
+
+        Its ref names nothing that can be asked for.
+
+        Raises:
+            UnknownModel, StoreUnavailable.
+        """
+        plan = self._plans.make(await self._basis(owner, None), self.check_model(model))
+        return Turn(
+            TurnRef(self._new_id(), 1),
+            TurnStatus.COMPLETED,
+            plan.candidates[0].offer.model.id,
+            created_at=self._now(),
+            finished_at=self._now(),
+            usage=Usage(0, 0),
+        )
+
+    async def _pass(self, task: asyncio.Task[T]) -> T:
+        """What a task makes of which nothing is kept; the server's stopping ends it.
+
+        Raises:
+            ServerStopping, and what it raises.
+        """
+        self._note_passing(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            raise ServerStopping("The server is stopping; try again in a moment") from None
+
     async def _basis(self, owner: str, session: TurnRef | SessionChoice | None) -> Basis:
         """What a turn in a session is made on, or in a new one."""
         if session is None:
@@ -426,10 +526,9 @@ class Engine:
             session = ById(session.session_id)
         return await self._store.get_basis(owner, session)
 
-    def _note_passing(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+    def _note_passing(self, task: asyncio.Task[Any]) -> None:
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
-        return task
 
     async def read_turn(self, owner: str, ref: TurnRef) -> StoredReply:
         """A turn as the store has it, with all that was said in it.

@@ -103,7 +103,7 @@ class Work:
 
     def spend(self, usage: Usage) -> None:
         """Add what a call used."""
-        self.usage = _add(self.usage, usage)
+        self.usage = add_usage(self.usage, usage)
 
 
 class Maker:
@@ -304,7 +304,8 @@ def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> 
     return prompt.put_in_front(plan.frame, text) if text else plan.frame
 
 
-def _add(before: Usage | None, more: Usage) -> Usage:
+def add_usage(before: Usage | None, more: Usage) -> Usage:
+    """What both have spent."""
     if before is None:
         return more
     return Usage(

@@ -275,6 +275,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Seconds in which the body of a request must go on, by 500 bytes for each second.",
     ),
     Setting(
+        "socket_lifetime",
+        3600.0,
+        _timeout,
+        "Seconds that a WebSocket may be open; its client then opens another.",
+    ),
+    Setting(
         "queue_limit",
         32,
         _whole(0, 100_000),

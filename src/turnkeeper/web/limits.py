@@ -5,7 +5,7 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
-from turnkeeper.dialects.exchange import REPEATED, Call, EventStream, Outcome
+from turnkeeper.dialects.exchange import REPEATED, Call, EventStream, Outcome, Upgrade
 from turnkeeper.domain import Caller, IdempotencyKey
 from turnkeeper.errors import RateLimited
 from turnkeeper.gate import Gate
@@ -101,6 +101,8 @@ class Visit:
 
 
 def _is_new_stream(outcome: Outcome) -> bool:
+    if isinstance(outcome, Upgrade):
+        return True
     return isinstance(outcome, EventStream) and REPEATED not in outcome.headers
 
 
