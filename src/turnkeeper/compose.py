@@ -490,7 +490,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, web: Web, engine: Engine, grace: float, patience: Patience) -> None:
         protocol: Any = partial(Protocol, patience=patience)  # uvicorn only ever calls it
-        frames: Any = Frames
+        frames: Any = partial(Frames, patience=patience.body)
         super().__init__(
             uvicorn.Config(
                 web,
