@@ -113,6 +113,7 @@ EXAMPLES = {
     "POST /api/deployments/{name}/rollback": Example({"engineStateId": "{state}"}),
     # native: the caller
     "GET /api/me": Example(others=200),
+    "GET /api/usage": Example(others=200),
     # openai: models, chat completions
     "GET /v1/models": Example(others=200),
     "GET /v1/models/{id*}": Example(others=200),

@@ -53,6 +53,8 @@ from turnkeeper.stores.sqlite import (
     write_address,
 )
 from turnkeeper.stores.store import Driver, SqlStore
+from turnkeeper.stores.usage import SqlUsage
+from turnkeeper.usage import UsageBook
 from turnkeeper.web.app import Web
 from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
@@ -180,10 +182,12 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 accounts = await _open_accounts(SqlAccounts(driver), config)
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
-                parts = await _assemble(store, documents, plans, accounts, config)
+                usage = UsageBook(SqlUsage(driver), now=_now)
+                parts = await _assemble(store, documents, plans, accounts, config, usage=usage)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
+            settle_strays = parts.engine.settle_strays
+            keeper = Keeper(store, counts, settle_strays, usage.keep, now=_now)
             keeping = {
                 asyncio.create_task(keeper.run()),
                 asyncio.create_task(keep_books(parts.gate)),
@@ -197,6 +201,7 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 await parts.engine.drain(0)
                 await parts.gate.keep()
                 await keeper.keep_counts()
+                await usage.keep()
                 if accounts is not None:
                     accounts.close()
         finally:
@@ -218,6 +223,8 @@ async def _assemble(
     plans: Plans,
     accounts: Accounts | None,
     config: Config,
+    *,
+    usage: UsageBook,
 ) -> Parts:
     entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
@@ -251,7 +258,7 @@ async def _assemble(
         new_document_id=lambda: new_id(make_document_id),
         new_section_id=lambda: new_id(make_section_id),
     )
-    return Parts(engine, sessions, deployments, library, gate, accounts)
+    return Parts(engine, sessions, deployments, library, usage, gate, accounts)
 
 
 async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
@@ -470,7 +477,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, web: Web, engine: Engine, grace: float, patience: Patience) -> None:
         protocol: Any = partial(Protocol, patience=patience)  # uvicorn only ever calls it
-        frames: Any = Frames
+        frames: Any = partial(Frames, patience=patience.body)
         super().__init__(
             uvicorn.Config(
                 web,

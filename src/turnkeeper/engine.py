@@ -66,6 +66,7 @@ from turnkeeper.following import SessionFollower
 from turnkeeper.gate import Gate, Ticket, Unread
 from turnkeeper.lives import Begin, Lives
 from turnkeeper.making import Maker, Work, add_usage
+from turnkeeper.observer import NOBODY, Observer
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
@@ -77,6 +78,20 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LOOKS = (0, 0, 0.05, 0.5)  # seconds after each look for a turn whose coroutine may be late
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What goes on in an engine at one moment.
+
+    Attributes:
+        passing: replies in the making of which nothing is kept.
+        resting: whether a model is left alone, for each that was called, by provider and id.
+    """
+
+    running: int
+    queued: int
+    resting: Mapping[tuple[str, str], bool]
+    passing: int
 
 
 class Engine:
@@ -94,16 +109,18 @@ class Engine:
         now: Callable[[], int],
         new_id: Callable[[], str],
         jitter: Callable[[], float] = random.random,
+        observer: Observer = NOBODY,
     ) -> None:
         """`offers` has one at least.
 
         `now` gives milliseconds since 1970, `new_id` an unguessable session id.
         `jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread.
+        `observer` is told of turns that are over.
         """
         self._store = store
         self._policy = policy
         self._gate = gate
-        self._maker = Maker(policy, store, plans.counts, jitter=jitter)
+        self._maker = Maker(policy, store, plans.counts, jitter=jitter, observer=observer)
         self._summaries = Summaries(store, plans.counts)
         self._now = now
         self._new_id = new_id
@@ -118,6 +135,7 @@ class Engine:
             background=background,
             now=now,
             on_begun=self._tell_watchers,
+            observer=observer,
         )
         self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
         self._watchers: dict[str, set[SessionFollower]] = {}  # by the session they follow
@@ -127,6 +145,16 @@ class Engine:
     def stopping(self) -> bool:
         """Whether no more turns are taken."""
         return self._lives.stopping
+
+    @property
+    def load(self) -> Load:
+        """What goes on just now."""
+        return Load(
+            self._lives.running,
+            self._lives.queued,
+            self._maker.breakers.resting,
+            len(self._passing),
+        )
 
     # --- What callers do -----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -167,10 +168,11 @@ async def test_what_is_no_handshake_is_a_request_like_any_other(
     await is_well(server)
 
 
-def turnkeeper(folder: Path, *command: str) -> str:
+def turnkeeper(folder: Path, *command: str, stdin: str = "") -> str:
     return subprocess.run(
         [sys.executable, "-m", "turnkeeper", *command],
         cwd=folder,
+        input=stdin,
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -200,6 +202,24 @@ async def test_with_credentials_alone_and_as_long_as_they_hold(
                 await socket.receive()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1008
+
+
+async def test_a_cookie_opens_a_socket_for_the_servers_own_pages_alone(
+    model: ModelServer, tmp_path: Path
+) -> None:
+    """A browser sends it with the handshake of any page's, and lets any page read what comes."""
+    password = "correct horse"
+    turnkeeper(tmp_path, "users", "create", "ann", "--password-stdin", stdin=f"{password}\n")
+    with start_server(model, tmp_path, "--auth", "keys") as server:
+        async with httpx.AsyncClient(base_url=server.url) as http:
+            body = {"username": "ann", "password": password}
+            cookie = (await http.post("/login", json=body)).headers["set-cookie"].split(";")[0]
+        headers = {"Cookie": cookie}
+        for origin in ("https://evil.example", "http://localhost:1", None):
+            status, _ = await refused(server, additional_headers=headers, origin=origin)
+            assert status == 403
+        async with open_socket(server, additional_headers=headers, origin=server.url) as socket:
+            await socket.respond(input="hello", store=False)
 
 
 async def test_limits_hold_on_a_socket_as_for_requests(model: ModelServer, tmp_path: Path) -> None:
@@ -306,6 +326,21 @@ async def test_a_long_head_is_refused_before_any_handshake(server: Server) -> No
 
 
 # --- Clients that do not listen ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "begun", [frame(TEXT, b"{}")[:1], frame(TEXT, b"{}")[:-1], frame(TEXT, b"{", fin=False)]
+)
+async def test_a_message_that_does_not_go_on_is_given_up(
+    model: ModelServer, tmp_path: Path, begun: bytes
+) -> None:
+    """Silence between messages is nothing unusual, but within one it is."""
+    with start_server(model, tmp_path, "--body-timeout", "0.2") as server:
+        async with raw_open(server) as idle, raw_open(server) as dripping:
+            dripping.writer.write(begun)
+            assert await dripping.code() == 1008
+            idle.writer.write(CREATE)
+            assert (await idle.read_frame())[0] == TEXT
 
 
 async def test_half_closed(server: Server, model: ModelServer) -> None:

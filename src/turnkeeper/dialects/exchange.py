@@ -32,6 +32,7 @@ from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
 from turnkeeper.sse import KEEP_ALIVE
+from turnkeeper.usage import UsageBook
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Parts(msgspec.Struct, frozen=True):
     sessions: Sessions
     deployments: Deployments
     library: Library
+    usage: UsageBook
     gate: Gate
     accounts: Accounts | None = None
 

@@ -162,6 +162,8 @@ class Web:
             caller = await self._identify(request, is_open=endpoint.is_open)
             if not endpoint.uncounted:
                 visit.enter(caller)
+            if caller.name:
+                self._parts.usage.count_request(caller.owner)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:

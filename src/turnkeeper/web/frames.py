@@ -1,11 +1,12 @@
 """One WebSocket: uvicorn's protocol for them, with limits on what a client can make it hold.
 
 It begins where `protocol` has read and checked the opening handshake. A message has a largest size,
-in however many pieces it comes; a client that takes nothing is not listened to, and one that
-answers no ping is cut off. Nothing is compressed: a few bytes could become many. Knows uvicorn and
-the `websockets` library; does not know what is said.
+in however many pieces it comes, and must go on as a request's body must; a client that takes
+nothing is not listened to, and one that answers no ping is cut off. Nothing is compressed: a few
+bytes could become many. Knows uvicorn and the `websockets` library; does not know what is said.
 """
 
+import asyncio
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 from turnkeeper.web.asgi import Message, Scope
+from turnkeeper.web.protocol import LEAST_RATE
 
 PING_SECONDS = 20.0
 PONG_SECONDS = 120.0  # as long as a client may take nothing of any other answer
@@ -25,11 +27,15 @@ _SILENT = logging.Logger("turnkeeper.web.frames", logging.CRITICAL + 1)
 class Frames(WebSocketsSansIOProtocol):
     """A connection that speaks in frames. Its state is uvicorn's, but for who is held up."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
+        """`patience` is how many seconds a message may take, as `Patience.body`."""
         super().__init__(*args, **kwargs)
         self.logger = _SILENT
         self._is_held = False  # nothing is read, since nothing can be written
         self._pieces = bytearray()  # of a message that comes in several
+        self._patience = patience
+        self._received = 0  # bytes since the timer was set
+        self._timer: asyncio.TimerHandle | None = None  # while a message is unfinished
 
     def open(self, scope: Scope) -> None:
         """Have the application asked whether the client may come in; the handshake is sound."""
@@ -99,7 +105,39 @@ class Frames(WebSocketsSansIOProtocol):
             self.read_paused = True
             self.transport.pause_reading()
 
+    # --- Waiting ---------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._received += len(data)
+        if self.conn.current_size is None and not self.conn.reader.buffer:
+            self._stop_timer()
+        elif self._timer is None:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._received = 0
+        self._timer = self.loop.call_later(self._patience, self._look)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        """Give up a message that does not go on, unless it is we who do not read."""
+        is_ours = self.read_paused or self._is_held
+        if is_ours or self._received >= LEAST_RATE * self._patience:
+            self._set_timer()
+        elif not self.close_sent:
+            self.conn.fail(CloseCode.POLICY_VIOLATION, "The message took too long to come")
+            self.handle_parser_exception()
+
     # --- Ending ----------------------------------------------------------------------------------
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
 
     def handle_parser_exception(self) -> None:
         super().handle_parser_exception()
