@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,13 @@ from turnkeeper.limits import Estimate, Rules
 
 NOW = 1_800_000_000_000
 HUNDRED, TEN = Limits(tokens_per_day=100), Limits(tokens_per_day=10)
-ANN = Caller("ann", is_admin=False, key="k1")
+
+
+def a_caller(**fields: Any) -> Caller:
+    return Caller("ann", is_admin=False, **fields)
+
+
+ANN = a_caller(key="k1")
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ async def test_a_keys_own_limits_go_before_the_default_and_the_users_hold_too(
     store: Store,
 ) -> None:
     gate = gate_of(store, Rules(key=TEN, user=HUNDRED))
-    own = Caller("ann", is_admin=False, key="k2", limits=Limits(tokens_per_day=60))
+    own = a_caller(key="k2", limits=Limits(tokens_per_day=60))
     enter(gate, ANN)
     await spend(gate, "ann", 10)
     with pytest.raises(RateLimited) as raised:
@@ -56,7 +63,7 @@ async def test_a_keys_own_limits_go_before_the_default_and_the_users_hold_too(
     enter(gate, own)
     await spend(gate, "ann", 60)
     assert left(gate) == {"key": 0, "user": 30}
-    login = Caller("ann", is_admin=False)
+    login = a_caller()
     enter(gate, login)
     await spend(gate, "ann", 30)
     with pytest.raises(RateLimited) as raised:
@@ -68,7 +75,7 @@ async def test_limits_of_one_key_alone_hold_where_there_are_no_others(store: Sto
     gate = gate_of(store, Rules())
     enter(gate, ANN)
     assert not gate.has_asker
-    enter(gate, Caller("ann", is_admin=False, key="k1", limits=TEN))
+    enter(gate, a_caller(key="k1", limits=TEN))
     assert gate.has_asker
     with pytest.raises(RateLimited):
         await spend(gate, "ann", 11)
@@ -77,7 +84,7 @@ async def test_limits_of_one_key_alone_hold_where_there_are_no_others(store: Sto
 async def test_an_end_user_counts_whether_a_header_or_a_body_names_it(store: Store) -> None:
     rules = Rules(end_user=Limits(tokens_per_day=10, sessions=3, message_length=5), user=HUNDRED)
     gate = gate_of(store, rules)
-    enter(gate, Caller("ann", is_admin=False, key="k1", end_user="bob"))
+    enter(gate, a_caller(key="k1", end_user="bob"))
     await spend(gate, "ann/bob", 6)
     enter(gate, ANN)
     assert left(gate) == {"user": 94}
@@ -92,9 +99,9 @@ async def test_an_end_user_counts_whether_a_header_or_a_body_names_it(store: Sto
 
 async def test_a_session_counts_whoever_speaks_in_it(store: Store) -> None:
     gate = gate_of(store, Rules(session=HUNDRED))
-    for caller in (ANN, Caller("ann", is_admin=False, session="s1")):
+    for caller in (ANN, a_caller(session="s1")):
         enter(gate, caller)
-        await gate.read(gate.of(Caller("ann", is_admin=False, session="s1"))[0].subject)
+        await gate.read(gate.of(a_caller(session="s1"))[0].subject)
         await spend(gate, "ann", 50)
     with pytest.raises(RateLimited) as raised:
         await spend(gate, "ann", 1)
