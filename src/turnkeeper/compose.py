@@ -60,7 +60,7 @@ from turnkeeper.web.app import Web
 from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
-from turnkeeper.web.telemetry import Telemetry
+from turnkeeper.web.telemetry import Telemetry, Write
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,13 @@ async def serve(
     announce: Callable[[str, str], None],
     *,
     opening: OpenDriver | None = None,
+    write: Write | None = None,
 ) -> None:
     """Serve until told to stop.
 
     `announce` gets the address and the default model's id once requests are answered.
-    `opening` opens the database in the place of `open_driver`.
+    `opening` opens the database in the place of `open_driver`. `write` logs a line for each
+    request and turn.
 
     Raises:
         ConfigError: the server cannot start as it is configured.
@@ -85,7 +87,7 @@ async def serve(
     _allow_open_files()
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        telemetry = Telemetry()
+        telemetry = Telemetry(write, with_content=config.log_content == "on")
         async with open_parts(config, opening, telemetry) as parts:
             web = _web(parts, config, telemetry)
             _calm_collector()

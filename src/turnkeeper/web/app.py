@@ -126,7 +126,7 @@ class Web:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send, self._random, self._proxies, common=self._common)
         visit = Visit(self._parts.gate, keyed=is_keyed(request.method, request.headers))
-        began, outcome = self._telemetry.request_began(), None
+        began, outcome = self._telemetry.request_began(request), None
         try:
             outcome = await self._outcome(request, visit)
             self._telemetry.answering(outcome)

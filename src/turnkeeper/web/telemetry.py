@@ -8,6 +8,7 @@ bounded by: routes by their patterns, models by what is offered, states and code
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,9 @@ TURN_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 12
 FIRST_BOUNDS = (0.025, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 60)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
+
+# Of the request that is served; a turn that it begins inherits it, whoever waits for that turn.
+_REQUEST: ContextVar[bytes] = ContextVar("request", default=b"")
 
 Line = dict[str, Any]
 Write = Callable[[Line], None]
@@ -84,8 +88,10 @@ class Telemetry:
 
     # --- Requests --------------------------------------------------------------------------------
 
-    def request_began(self) -> float:
-        """When that was, for `request_ended`."""
+    def request_began(self, request: Request) -> float:
+        """When that was, for `request_ended`. What the request does is known by its id."""
+        if self._write is not None:
+            _REQUEST.set(request.id)
         return time.monotonic()
 
     def answering(self, outcome: Outcome) -> None:
@@ -108,7 +114,7 @@ class Telemetry:
                 "method": method,
                 "route": request.route,
                 "status": status,
-                "seconds": round(seconds, 4),
+                "seconds": int(seconds * 1e4) / 1e4,
             }
             if request.caller is not None and request.caller.name:
                 line["user"] = request.caller.owner
@@ -141,12 +147,15 @@ class Telemetry:
             "user": lived.owner,
             "model": turn.model,
             "state": turn.status.value,
-            "seconds": round(lived.ended - lived.began, 4),
+            "seconds": int((lived.ended - lived.began) * 1e4) / 1e4,
         }
+        request = _REQUEST.get()
+        if request:
+            line["request_id"] = request.decode()
         if lived.started is not None:
-            line["queued_seconds"] = round(lived.started - lived.began, 4)
+            line["queued_seconds"] = int((lived.started - lived.began) * 1e4) / 1e4
         if lived.first is not None:
-            line["first_delta_seconds"] = round(lived.first - lived.began, 4)
+            line["first_delta_seconds"] = int((lived.first - lived.began) * 1e4) / 1e4
         if usage is not None:
             line["prompt_tokens"] = usage.prompt_tokens
             line["completion_tokens"] = usage.completion_tokens
