@@ -18,7 +18,7 @@ import jwt
 import pytest
 
 from tests.test_access import Site
-from turnkeeper.dialects.exchange import Route
+from turnkeeper.dialects.exchange import WEBSOCKET, Route
 from turnkeeper.web.app import DIALECTS
 
 ROUTES = [route for dialect in DIALECTS for route in dialect.routes]
@@ -135,6 +135,7 @@ EXAMPLES = {
     "DELETE /api/users/{name}": Example(),
     # native: the caller
     "GET /api/me": Example(others=200),
+    "GET /api/usage": Example(others=200),
     # openai: models, chat completions
     "GET /v1/models": Example(others=200),
     "GET /v1/models/{id*}": Example(others=200),
@@ -152,6 +153,13 @@ EXAMPLES = {
     "DELETE /v1/responses/{id}": Example(),
     "POST /v1/responses/{id}/cancel": Example(own=400),  # it is over
     "GET /v1/responses/{id}/input_items": Example(),
+    "POST /v1/responses/compact": Example(
+        {"model": "eliza", "previous_response_id": "{response}"}, others=400
+    ),
+    "POST /v1/responses/input_tokens": Example({"input": "a", "conversation": "{conversation}"}),
+    "WEBSOCKET /v1/responses": Example(
+        {"type": "response.create", "input": "hello", "conversation": "{conversation}"}
+    ),
     "POST /v1/conversations": Example(others=200),
     "GET /v1/conversations": Example(others=200),
     "GET /v1/conversations/{id}": Example(),
@@ -203,9 +211,26 @@ class Callers:
         headers = {} if who is None else {"X-API-Key": self._keys.get(who, who)}
         if end_user is not None:
             headers["X-End-User"] = end_user
+        if method == WEBSOCKET:
+            return await self._say(path, body, headers)
         async with self._http.request(method, path, json=body, headers=headers) as response:
             text = "" if endless else await response.text()
             return response.status, text, response.headers
+
+    async def _say(self, path: str, body: Any, headers: dict[str, str]) -> tuple[int, str, Any]:
+        """The status that a message gets, or the handshake before it, and all that is said."""
+        try:
+            async with self._http.ws_connect(path, headers=headers) as socket:
+                await socket.send_json(body)
+                text = await socket.receive_str()
+                if '"type":"error"' not in text:
+                    async for message in socket:
+                        text += message.data
+                        if message.data.startswith('{"type":"response.completed"'):
+                            break
+                return json.loads(text)["status"] if "error" in text[:30] else 200, text, {}
+        except aiohttp.WSServerHandshakeError as refusal:
+            return refusal.status, "", refusal.headers
 
     async def succeed(self, who: str, method: str, path: str, body: Any = None) -> Any:
         status, text, headers = await self.call(who, method, path, body)
@@ -364,7 +389,7 @@ async def test_a_scope_is_good_for_what_it_says(callers: Callers, route: Route) 
             assert status == 404
             status, text, _ = await callers.call(f"root {scope}", *call)
         assert status == 403
-        assert "insufficient_scope" in text
+        assert "insufficient_scope" in text or route.method == WEBSOCKET
         assert SECRET not in text
     endless = EXAMPLES[f"{route.method} {route.path}"].endless
     good = "root admin" if route.admin else min(route.needs or {"read"})

@@ -38,6 +38,7 @@ from turnkeeper.gate import Gate
 from turnkeeper.keeper import Keeper, keep_books
 from turnkeeper.library import Library
 from turnkeeper.limits import Rules
+from turnkeeper.observer import Observer
 from turnkeeper.plans import Plans
 from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
@@ -54,9 +55,13 @@ from turnkeeper.stores.sqlite import (
     write_address,
 )
 from turnkeeper.stores.store import Driver, SqlStore
+from turnkeeper.stores.usage import SqlUsage
+from turnkeeper.usage import UsageBook
 from turnkeeper.web.app import Web
+from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
+from turnkeeper.web.telemetry import Telemetry, Write
 
 if TYPE_CHECKING:
     from turnkeeper.issuer import JwtIssuer
@@ -72,11 +77,13 @@ async def serve(
     announce: Callable[[str, str], None],
     *,
     opening: OpenDriver | None = None,
+    write: Write | None = None,
 ) -> None:
     """Serve until told to stop.
 
     `announce` gets the address and the default model's id once requests are answered.
-    `opening` opens the database in the place of `open_driver`.
+    `opening` opens the database in the place of `open_driver`. `write` logs a line for each
+    request and turn.
 
     Raises:
         ConfigError: the server cannot start as it is configured.
@@ -84,8 +91,9 @@ async def serve(
     _allow_open_files()
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_parts(config, opening) as parts:
-            web = _web(parts, config)
+        telemetry = Telemetry(write, with_content=config.log_content == "on")
+        async with open_parts(config, opening, telemetry) as parts:
+            web = _web(parts, config, telemetry)
             _calm_collector()
 
             def listening() -> None:
@@ -108,8 +116,10 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     """
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_parts(config) as parts:
-            server = _Guest(_web(parts, config), parts.engine, 0, _patience(config))
+        telemetry = Telemetry()
+        async with open_parts(config, telemetry=telemetry) as parts:
+            web = _web(parts, config, telemetry)
+            server = _Guest(web, parts.engine, 0, _patience(config))
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -118,6 +128,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
                 yield _address(listener)
             finally:
                 await parts.engine.drain(0)
+                await web.hang_up()
                 server.should_exit = True
                 await serving
 
@@ -164,8 +175,11 @@ def _calm_collector() -> None:
 
 
 @asynccontextmanager
-async def open_parts(config: Config, opening: OpenDriver | None = None) -> AsyncIterator[Parts]:
+async def open_parts(
+    config: Config, opening: OpenDriver | None = None, telemetry: Telemetry | None = None
+) -> AsyncIterator[Parts]:
     """The engine and its siblings over store and providers, with everything abandoned settled."""
+    telemetry = telemetry or Telemetry()
     async with open_roster(config) as roster:
         offers = roster.make_offers()
         absences = tuple(roster.absences())
@@ -182,10 +196,15 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 accounts = await _open_accounts(SqlAccounts(driver), config, issuer)
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
-                parts = await _assemble(store, documents, plans, accounts, config)
+                usage = UsageBook(SqlUsage(driver), now=_now)
+                parts = await _assemble(
+                    store, documents, plans, accounts, config, usage=usage, observer=telemetry
+                )
+                telemetry.watch(parts.engine, counts, driver.commits)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
+            settle_strays = parts.engine.settle_strays
+            keeper = Keeper(store, counts, settle_strays, usage.keep, observer=telemetry, now=_now)
             keeping = {
                 asyncio.create_task(keeper.run()),
                 asyncio.create_task(keep_books(parts.gate)),
@@ -201,6 +220,7 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 await parts.engine.drain(0)
                 await parts.gate.keep()
                 await keeper.keep_counts()
+                await usage.keep()
                 if accounts is not None:
                     await accounts.keep_uses()
                     accounts.close()
@@ -225,6 +245,9 @@ async def _assemble(
     plans: Plans,
     accounts: Accounts | None,
     config: Config,
+    *,
+    usage: UsageBook,
+    observer: Observer,
 ) -> Parts:
     entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
@@ -248,6 +271,7 @@ async def _assemble(
         background=documents.get_passage,
         now=_now,
         new_id=new_id,
+        observer=observer,
     )
     sessions = Sessions(store, engine, plans, default, gate, now=_now, new_id=new_id)
     library = Library(
@@ -258,7 +282,7 @@ async def _assemble(
         new_document_id=lambda: new_id(make_document_id),
         new_section_id=lambda: new_id(make_section_id),
     )
-    return Parts(engine, sessions, deployments, library, gate, accounts)
+    return Parts(engine, sessions, deployments, library, usage, gate, accounts)
 
 
 def _open_issuer(config: Config) -> "JwtIssuer | None":
@@ -350,13 +374,15 @@ def _rules(config: Config) -> Rules:
     return msgspec.structs.replace(config.limits, server=server)
 
 
-def _web(parts: Parts, config: Config) -> Web:
+def _web(parts: Parts, config: Config, telemetry: Telemetry) -> Web:
     return Web(
         parts,
         _origins(config),
         config.body_limit,
         config.public_url,
+        telemetry=telemetry,
         proxies=frozenset(config.proxies),
+        socket_lifetime=config.socket_lifetime,
     )
 
 
@@ -506,12 +532,17 @@ class _Server(uvicorn.Server):
 
     def __init__(self, web: Web, engine: Engine, grace: float, patience: Patience) -> None:
         protocol: Any = partial(Protocol, patience=patience)  # uvicorn only ever calls it
+        frames: Any = partial(Frames, patience=patience.body)
         super().__init__(
             uvicorn.Config(
                 web,
                 loop="none",
                 http=protocol,
-                ws="none",
+                ws=frames,
+                ws_max_size=web.body_limit,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PONG_SECONDS,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -522,6 +553,7 @@ class _Server(uvicorn.Server):
                 backlog=2048,
             )
         )
+        self._web = web
         self._engine = engine
         self._grace = grace
         self._announce: Callable[[], None] = lambda: None
@@ -560,6 +592,7 @@ class _Server(uvicorn.Server):
             if not drained.done():
                 drained.cancel()
                 await self._engine.drain(0)
+            await self._web.hang_up()
         finally:
             # From here on clients are cut off on purpose, which uvicorn would log as errors.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

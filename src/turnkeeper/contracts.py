@@ -42,6 +42,7 @@ from turnkeeper.domain import (
     SessionSummary,
     SessionToken,
     Summary,
+    Sums,
     TokenCount,
     Turn,
     TurnRef,
@@ -851,6 +852,36 @@ class FoundToken(msgspec.Struct, frozen=True):
     token: SessionToken
     owner: str
     key: Key | None
+
+
+UsageBy = Literal["day", "model", "user", "deployment", "end_user"]
+
+
+class UsageStore(Protocol):
+    """Keeps what was used. It outlives the sessions that it was used in.
+
+    Each turn that ends is counted by `Store` in the transaction that ends it, and one that is
+    deleted before it has ended as cancelled: none twice, none never.
+    """
+
+    async def fold(self, requests: Mapping[tuple[str, str], int], limit: int) -> int:
+        """Add at most `limit` turns to the sums that are read quickly; how many they were.
+
+        `requests` are counted with them, by owner and day (`YYYY-MM-DD`, in UTC): those of users
+        that there are not, and who have no sessions, as everybody's alone.
+        """
+        ...
+
+    async def list_usage(
+        self, owner: str | None, by: UsageBy, first: str, last: str
+    ) -> Mapping[str, Sums]:
+        """What was used from day `first` up to and with day `last`, in UTC, by what is told apart.
+
+        `owner` None is everybody, and a user is all of the user's end users too. A turn belongs
+        to the day it ended on. Requests have no model and no deployment: there, none are counted.
+        By `end_user` it is only what was used for one.
+        """
+        ...
 
 
 class AccountStore(Protocol):

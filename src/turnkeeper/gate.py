@@ -17,6 +17,7 @@ from turnkeeper.errors import MessageTooLong, StoreUnavailable
 from turnkeeper.limits import (
     Estimate,
     Kind,
+    Least,
     Ledger,
     Left,
     Moment,
@@ -28,6 +29,7 @@ from turnkeeper.limits import (
 )
 
 _BATCH = 200  # subjects that are kept in one transaction
+_KNOWN = 10_000  # callers, of whom it is remembered whom their requests count for
 _MERGED = 1000  # limits of keys, of which it is remembered what they come to
 
 
@@ -37,12 +39,14 @@ class Asker(msgspec.Struct, frozen=True):
     Attributes:
         parties: those who have limits.
         end_user: the owner, if that is an end user.
+        has_own: whether its key has limits of its own.
         session: the id of the only session that there is for the caller; None for all.
     """
 
     parties: tuple[Party, ...] = ()
     end_user: str | None = None
     session: str | None = None
+    has_own: bool = False
 
 
 NO_ONE = Asker()
@@ -74,8 +78,13 @@ class Gate:
         self._ledger = Ledger()
         self._asker: ContextVar[Asker] = ContextVar("asker", default=NO_ONE)
         self._merge = lru_cache(_MERGED)(merge)
+        # Whom callers' requests count for, by who they are, with the limits of their keys.
+        self._known: dict[tuple[str | None, ...], tuple[Limits, tuple[Party, ...]]] = {}
         self._is_open = rules == Rules()  # to all who have no limits of their own
         self._server = _parties(("server", "", rules.server))
+        kinds = [getattr(rules, kind) for kind in Rules.__struct_fields__]
+        self._has_lengths = any(limits.message_length is not None for limits in kinds)
+        self._has_sessions = any(limits.sessions is not None for limits in kinds)
         self.counts_streams = rules.server.open_streams is not None
 
     @property
@@ -98,6 +107,17 @@ class Gate:
         """Whom a request of the caller's counts for, beside its address."""
         if self._is_open and caller.limits is NO_LIMITS:
             return ()
+        who = (caller.name, caller.key, caller.end_user, caller.session)
+        known = self._known.get(who)
+        if known is not None and known[0] is caller.limits:
+            return known[1]
+        parties = self._make_parties(caller)
+        if len(self._known) >= _KNOWN:
+            self._known.clear()
+        self._known[who] = (caller.limits, parties)
+        return parties
+
+    def _make_parties(self, caller: Caller) -> tuple[Party, ...]:
         rules, user = self._rules, caller.name
         key_limits = rules.key
         if caller.limits is not NO_LIMITS:
@@ -113,7 +133,8 @@ class Gate:
     def note(self, caller: Caller, parties: tuple[Party, ...]) -> None:
         """From now on whatever is begun in this task counts for these."""
         end_user = None if caller.end_user is None else caller.owner
-        self._asker.set(Asker(parties, end_user, caller.session))
+        own = caller.limits is not NO_LIMITS
+        self._asker.set(Asker(parties, end_user, caller.session, own))
 
     # --- Requests and streams ------------------------------------------------------------------
 
@@ -140,6 +161,10 @@ class Gate:
             parties = self._asker.get().parties
         return self._ledger.left(parties, self.moment)
 
+    def least(self, parties: Sequence[Party]) -> tuple[Least | None, Least | None]:
+        """The least that is left to any of these of requests, and of tokens."""
+        return self._ledger.least(parties, self.moment)
+
     # --- Turns ---------------------------------------------------------------------------------
 
     def check_length(self, length: int, owner: str | None = None) -> None:
@@ -148,6 +173,8 @@ class Gate:
         Raises:
             MessageTooLong: it is.
         """
+        if not (self._has_lengths or self._asker.get().has_own):
+            return
         parties = self._asker.get().parties if owner is None else self._parties_of(owner)
         limits = [party.limits.message_length for party in parties]
         limits.append(self._rules.session.message_length)
@@ -157,6 +184,8 @@ class Gate:
 
     def quotas(self, owner: str) -> tuple[Quota, ...]:
         """How many sessions there may be where `owner` makes one now."""
+        if not (self._has_sessions or self._asker.get().has_own):
+            return ()
         user, _ = split_owner(owner)
         allowed: dict[str, int] = {}
         for party in self._parties_of(owner):
@@ -176,7 +205,7 @@ class Gate:
     @property
     def has_asker(self) -> bool:
         """Whether there may be limits to what is begun now."""
-        return not self._is_open or self._asker.get() is not NO_ONE
+        return not self._is_open or bool(self._asker.get().parties)
 
     async def ticket(self, owner: str, *, keyed: bool = False) -> "Ticket":
         """What a turn of `owner`'s is admitted by.
@@ -191,9 +220,16 @@ class Gate:
         parties = (*self._parties_of(owner), *self._server)
         for subject in self._ledger.unknown(parties):
             await self.read(subject)
-        if not keyed:
+        if not keyed and self._ledger.has_refused(self._tick()):  # else the store asks in time
             self._ledger.check_turn(parties, self.moment)
-        return Ticket(self, parties, None if asker.session is not None else self._rules.session)
+        session = self._rules.session
+        is_counted = session is NO_LIMITS or asker.session is not None
+        return Ticket(self, parties, None if is_counted else session)
+
+    def check_known(self, parties: Sequence[Party]) -> None:
+        """Raises Unread: of one of them it must be read what it has used."""
+        for subject in self._ledger.unknown(parties):
+            raise Unread(subject)
 
     async def read(self, subject: Subject) -> None:
         """Read what a subject has used of days and months, unless it is known."""
@@ -201,9 +237,7 @@ class Gate:
         self._ledger.learn(subject, spent, self.moment)
 
     def reserve(self, parties: Sequence[Party], estimate: Estimate) -> Reservation:
-        """Raises Unread, and as `Ledger.reserve`."""
-        for subject in self._ledger.unknown(parties):
-            raise Unread(subject)
+        """Raises as `Ledger.reserve`."""
         return self._ledger.reserve(parties, estimate, self.moment)
 
     def settle(self, reservation: Reservation, tokens: int, cost: int) -> None:
@@ -234,7 +268,7 @@ class Ticket:
     __slots__ = ("_gate", "_parties", "_reservation", "_session")
 
     def __init__(self, gate: Gate, parties: tuple[Party, ...], session: Limits | None) -> None:
-        """`session` are the limits of the turn's session; None if it is among the parties."""
+        """`session` are the limits of the turn's session, unless it is among the parties."""
         self._gate = gate
         self._parties = parties
         self._session = session
@@ -252,7 +286,9 @@ class Ticket:
         self._release()
         parties = self._parties
         if self._session is not None and session_id is not None:
-            parties = (*parties, *_parties(("session", session_id, self._session)))
+            session = _parties(("session", session_id, self._session))
+            self._gate.check_known(session)
+            parties = (*parties, *session)
         self._reservation = self._gate.reserve(parties, estimate)
 
     def settle(self, tokens: int, cost: int) -> None:

@@ -30,6 +30,7 @@ Measure = Literal["tokens_per_day", "cost_per_month"]
 _MINUTE = 60
 _SIZE = 50_000  # subjects of a kind that are remembered, but for those in use
 _LOOKS = 32  # at subjects, for one that can be forgotten
+_WATCHED = 10.0  # seconds after a refusal, for which turns are looked at before they begin
 _SOON = 1.0  # seconds after which to try again where nobody knows when something ends
 
 COST_UNIT = 1_000_000_000  # costs are whole numbers of billionths, so that sums are exact
@@ -107,6 +108,17 @@ class Left(msgspec.Struct, frozen=True):
     allowed: float
     left: float
     reset: float | None
+
+
+class Least(NamedTuple):
+    """What is left of the limit that has the least left, and the seconds until all of it is.
+
+    `left` is negative where more was used than was allowed.
+    """
+
+    allowed: int
+    left: int
+    reset: float
 
 
 def cost_of(model: Model, prompt_tokens: int, reply_tokens: int) -> int:
@@ -269,6 +281,7 @@ class Ledger:
         }
         self._news: set[Subject] = set()  # whose days or months have changed since they were kept
         self._being_kept: set[Subject] = set()
+        self._refused_at = -math.inf  # when a turn was refused last
 
     def __len__(self) -> int:
         return sum(len(shelf) for shelf in self._shelves.values())
@@ -359,6 +372,10 @@ class Ledger:
         """
         self._weigh(parties, _NOTHING, moment)
 
+    def has_refused(self, tick: float) -> bool:
+        """Whether a turn was refused within the last seconds: then the next may be too."""
+        return tick - self._refused_at < _WATCHED
+
     def reserve(self, parties: Sequence[Party], estimate: Estimate, moment: Moment) -> Reservation:
         """Room for a turn, until it is settled.
 
@@ -396,12 +413,16 @@ class Ledger:
         self, parties: Sequence[Party], estimate: Estimate, moment: Moment
     ) -> list[tuple[Party, Counters, int, int]]:
         """What would be held for each, if there is room for it."""
-        held = [
-            (party, self._find(party.subject, moment.tick), *_shares(party.limits, estimate))
-            for party in parties
-        ]
-        refusals = [refusal for each in held for refusal in _refuse_turn(*each, moment)]
+        held = []
+        refusals: list[RateLimited] = []
+        for party in parties:
+            counters = self._find(party.subject, moment.tick)
+            tokens, cost = _shares(party.limits, estimate)
+            if not _has_room(party.limits, counters, tokens, cost, moment):
+                refusals += _refuse_turn(party, counters, tokens, cost, moment)
+            held.append((party, counters, tokens, cost))
         if refusals:
+            self._refused_at = moment.tick
             raise _worst(refusals)
         return held
 
@@ -422,6 +443,30 @@ class Ledger:
                     used, reset = use(counters, moment)
                     found.append(Left(party.subject, name, allowed, max(0, allowed - used), reset))
         return found
+
+    def least(self, parties: Sequence[Party], moment: Moment) -> tuple[Least | None, Least | None]:
+        """The least that is left of requests, and that of tokens; None where there is no limit."""
+        requests: Least | None = None
+        tokens: Least | None = None
+        tick, now = moment
+        for party in parties:
+            limits, counters = party.limits, self._find(party.subject, tick)
+            allowed = limits.requests_per_minute
+            if allowed is not None:
+                left = allowed - counters.requests.used(tick)
+                if requests is None or left < requests.left:
+                    requests = Least(allowed, left, counters.requests.reset(tick))
+            allowed = limits.tokens_per_minute
+            if allowed is not None:
+                left = allowed - counters.tokens.used(tick) - counters.held_tokens
+                if tokens is None or left < tokens.left:
+                    tokens = Least(allowed, left, counters.tokens.reset(tick))
+            allowed = limits.tokens_per_day
+            if allowed is not None:
+                left = allowed - counters.day.used(now) - counters.held_tokens
+                if tokens is None or left < tokens.left:
+                    tokens = Least(allowed, left, counters.day.wait(now))
+        return requests, tokens
 
     # --- Remembering and forgetting ------------------------------------------------------------
 
@@ -512,13 +557,36 @@ def _units(cost: float) -> int:
 def _shares(limits: Limits, estimate: Estimate) -> tuple[int, int]:
     """The tokens and the cost that a turn reserves of its limits."""
     tokens = cost = 0
-    minute, day, month = limits.tokens_per_minute, limits.tokens_per_day, limits.cost_per_month
-    if minute is not None or day is not None:
-        smallest = min(limit for limit in (minute, day) if limit is not None)
-        tokens = min(estimate.tokens, max(estimate.least_tokens, smallest))
+    smallest, day, month = limits.tokens_per_minute, limits.tokens_per_day, limits.cost_per_month
+    if smallest is None or (day is not None and day < smallest):
+        smallest = day
+    if smallest is not None:
+        tokens = estimate.tokens
+        if tokens > smallest:
+            tokens = min(tokens, max(estimate.least_tokens, smallest))
     if month is not None:
-        cost = min(estimate.cost, max(estimate.least_cost, _units(month)))
+        cost = estimate.cost
+        if cost > month * COST_UNIT:
+            cost = min(cost, max(estimate.least_cost, _units(month)))
     return tokens, cost
+
+
+def _has_room(limits: Limits, counters: Counters, tokens: int, cost: int, moment: Moment) -> bool:
+    """Whether nothing speaks against a turn; what does if not, `_refuse_turn` says."""
+    turns, minute = limits.running_turns, limits.tokens_per_minute
+    day, month = limits.tokens_per_day, limits.cost_per_month
+    tokens += counters.held_tokens
+    if turns is not None and counters.turns >= turns:
+        return False
+    if minute is not None and counters.tokens.used(moment.tick) + tokens > minute:
+        return False
+    if day is not None and counters.day.used(moment.now) + tokens > day:
+        return False
+    if month is None:
+        return True
+    used = counters.month.used(moment.now)
+    # At the very end also what costs nothing is refused.
+    return used + max(1, counters.held_cost + cost) <= month * COST_UNIT
 
 
 # What has been used of each limit, and in how many seconds it is there again.
@@ -593,7 +661,7 @@ def _refuse_turn(
             yield _lacking(subject, tokens, f"{day} tokens per day", day, wait)
     if month is not None:
         used, allowed = counters.month.used(moment.now), _units(month)
-        if used + counters.held_cost + cost > allowed or (cost == 0 and used >= allowed):
+        if used + max(1, counters.held_cost + cost) > allowed:
             yield QuotaExceeded(
                 f"{_NAMES[subject.kind]} has used up the cost of {month:g} that it may have in a"
                 " month",

@@ -171,7 +171,7 @@ def test_a_call_that_broke_off_is_incomplete() -> None:
 def test_the_queue_of_a_fold_is_empty_after_each_event() -> None:
     folding = Fold(RUNNING, 1, encode_echo({}))
     for event in (OPENED, *TEXT):
-        assert b"".join(folding.feed(event)).endswith(b"}\n\n")
+        assert b"".join(folding.feed(event)).endswith((b"}\n\n", b"data: [DONE]\n\n"))
 
 
 # --- Bytes -------------------------------------------------------------------------------------
@@ -182,8 +182,9 @@ def test_the_sdk_reads_events_between_keep_alives() -> None:
     data = b"".join(folding.join(event) + streaming.KEEP_ALIVE for event in (OPENED, *TEXT))
     for size in (1, 7, len(data)):
         pieces = iter([data[n : n + size] for n in range(0, len(data), size)])
-        read = [event.json()["sequence_number"] for event in SSEDecoder().iter_bytes(pieces)]
-        assert read == list(range(10))
+        *events, done = SSEDecoder().iter_bytes(pieces)
+        assert [event.json()["sequence_number"] for event in events] == list(range(10))
+        assert done.data == "[DONE]"
 
 
 # --- Items -------------------------------------------------------------------------------------

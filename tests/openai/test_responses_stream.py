@@ -387,15 +387,15 @@ async def test_a_client_that_goes_away_stops_nothing(
 
 
 async def test_the_bytes_of_a_stream(server: Server, model: ModelServer) -> None:
-    """No `id:`, no `retry:`, each event named and in a piece of its own, no `[DONE]`."""
+    """No `id:`, no `retry:`, each event named and in a piece of its own."""
     asked = {"model": MODEL, "input": "hello", "stream": True}
     async with httpx.AsyncClient(base_url=server.url) as http:
         answer = await http.post("/v1/responses", json=asked)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["turn-id"]
     assert answer.headers["session-id"]
-    *blocks, end = answer.text.split("\n\n")
-    assert end == ""
+    *blocks, done, end = answer.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
     for block in blocks:
         name, data = block.split("\n")
         assert name.startswith("event: response.")

@@ -8,6 +8,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from enum import Enum
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,7 @@ from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
 from turnkeeper.sse import KEEP_ALIVE
+from turnkeeper.usage import UsageBook
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class Parts(msgspec.Struct, frozen=True):
     sessions: Sessions
     deployments: Deployments
     library: Library
+    usage: UsageBook
     gate: Gate
     accounts: Accounts | None = None
 
@@ -197,14 +200,55 @@ class EventStream(msgspec.Struct, frozen=True):
     keep_alive: bytes = KEEP_ALIVE
 
 
-Outcome = Answer | LongAnswer | EventStream
+class End(Enum):
+    """Why no more messages come on a WebSocket."""
+
+    GONE = "gone"  # the client has left, or cannot be talked to
+    STOPPING = "stopping"  # the server is
+    EXPIRED = "expired"  # it has been open for as long as any may
+
+
+class Wire(Protocol):
+    """A WebSocket to whom was let in, as a dialect sees it: whole messages of text, both ways."""
+
+    async def receive(self) -> str | End:
+        """The next message, or why there is none; from then on always that.
+
+        Raises:
+            RateLimited: this message is one more than the caller may send; it is lost.
+            TurnkeeperError: the caller's credentials no longer hold.
+        """
+        ...
+
+    async def send(self, text: bytes) -> None:
+        """Send a message, once the client has taken enough of those before.
+
+        Does nothing where the client has gone.
+        """
+        ...
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """The client may open the WebSocket that it asks for; `talk` is all that is said on it.
+
+    The WebSocket is closed when that returns, and cut off soon after `Wire.receive` has said
+    `End.STOPPING`.
+    """
+
+    talk: Callable[[Wire], Awaitable[None]]
+
+
+Outcome = Answer | LongAnswer | EventStream | Upgrade
 Handler = Callable[[Parts, Call], Awaitable[Outcome]]
+
+WEBSOCKET = "WEBSOCKET"  # the method of a handshake, as routes and their gates see it
 
 
 class Route(msgspec.Struct, frozen=True):
     """A row of the route map. `path` marks its variables with braces.
 
     Attributes:
+        method: of HTTP; or `WEBSOCKET` for handshakes, whose handlers answer with an `Upgrade`.
         any_case: the path matches however its letters are written.
         is_open: nobody is asked for credentials, in any access mode.
         admin: for all but admins, there is nothing at this path; it needs the scope `admin`.

@@ -3,23 +3,19 @@
 import math
 import re
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
-from turnkeeper.dialects.exchange import REPEATED, Call, EventStream, Outcome
+from turnkeeper.dialects.exchange import REPEATED, Call, EventStream, Outcome, Upgrade
 from turnkeeper.domain import Caller, IdempotencyKey
 from turnkeeper.errors import RateLimited
 from turnkeeper.gate import Gate
-from turnkeeper.limits import Left, Party
+from turnkeeper.limits import Least, Party
 from turnkeeper.web.origins import SAFE_METHODS
 from turnkeeper.web.streaming import Headers
 
 WasMade = Callable[[IdempotencyKey], Awaitable[bool]]
 
 _ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
-# What the headers tell of, and by which limits: where there are several, the one with least left.
-_TOLD = {
-    b"requests": frozenset({"requests_per_minute"}),
-    b"tokens": frozenset({"tokens_per_minute", "tokens_per_day"}),
-}
 
 
 class Visit:
@@ -101,10 +97,15 @@ class Visit:
 
     def headers(self) -> Headers:
         """What is left of requests and tokens, where there are limits to them."""
-        return encode_left(self._gate.left(self.parties))
+        return encode_least(*self._gate.least(self.parties))
 
 
 def _is_new_stream(outcome: Outcome) -> bool:
+    if isinstance(outcome, Upgrade):
+        return True
+    """A WebSocket is one as long as it is open."""
+    if isinstance(outcome, Upgrade):
+        return True
     return isinstance(outcome, EventStream) and REPEATED not in outcome.headers
 
 
@@ -123,17 +124,26 @@ def is_keyed(method: str, headers: dict[bytes, bytes]) -> bool:
 # --- Headers -----------------------------------------------------------------------------------
 
 
-def encode_left(left: list[Left]) -> Headers:
+def _names(what: bytes) -> tuple[bytes, bytes, bytes]:
+    return (
+        b"x-ratelimit-limit-" + what,
+        b"x-ratelimit-remaining-" + what,
+        b"x-ratelimit-reset-" + what,
+    )
+
+
+_NAMES = (_names(b"requests"), _names(b"tokens"))
+
+
+def encode_least(requests: Least | None, tokens: Least | None) -> Headers:
     """The headers for what is left."""
     headers: Headers = []
-    for what, limits in _TOLD.items():
-        told = [one for one in left if one.limit in limits]
-        if told:
-            least = min(told, key=lambda one: one.left)
+    for least, (limit, remaining, reset) in zip((requests, tokens), _NAMES, strict=True):
+        if least is not None:
             headers += (
-                (b"x-ratelimit-limit-" + what, b"%d" % least.allowed),
-                (b"x-ratelimit-remaining-" + what, b"%d" % least.left),
-                (b"x-ratelimit-reset-" + what, encode_duration(least.reset or 0)),
+                (limit, b"%d" % least.allowed),
+                (remaining, b"%d" % least.left if least.left > 0 else b"0"),
+                (reset, encode_duration(least.reset)),
             )
     return headers
 
@@ -143,7 +153,12 @@ def encode_duration(seconds: float) -> bytes:
     if seconds < 1:
         milliseconds = math.ceil(seconds * 1000)
         return b"%dms" % milliseconds if milliseconds < 1000 else b"1s"
-    minutes, rest = divmod(math.ceil(seconds), 60)
+    return _encode_seconds(math.ceil(seconds))
+
+
+@lru_cache
+def _encode_seconds(seconds: int) -> bytes:
+    minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return b"%dh%dm%ds" % (hours, minutes, rest)

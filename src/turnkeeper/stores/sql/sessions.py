@@ -54,6 +54,7 @@ from turnkeeper.stores.sql.rows import (
 )
 from turnkeeper.stores.sql.spending import check_quotas
 from turnkeeper.stores.sql.turns import TURN_STATUS, busy, insert_item, name_of
+from turnkeeper.stores.sql.usage import record_open
 
 # --- Reading one -------------------------------------------------------------------------------
 
@@ -490,17 +491,20 @@ def _last_place_of_turn(session_id: str, at: TurnRef) -> Transaction[tuple[int, 
 CLEAR_BY_ID = f"""
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
     version = version + 1, updated_at = ?
-WHERE {OF_ID} RETURNING id
+WHERE {OF_ID} RETURNING id, owner, revision
 """
 CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, name_of(session))
+    yield from record_open(rows)
     return (yield from remove_said_in(rows[0][0])) if rows else []
 
 
-DELETE_BY_ID = f"DELETE FROM sessions WHERE {OF_ID} RETURNING id, version, section"
+DELETE_BY_ID = f"""
+DELETE FROM sessions WHERE {OF_ID} RETURNING id, owner, revision, version, section
+"""
 DELETE_BY_ALIAS = DELETE_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
@@ -508,8 +512,9 @@ def delete_session(
     owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, name_of(session))
-    id_, version, section = _only(rows)
+    id_, _, _, version, section = _only(rows)
     _check_stamp(make_stamp(id_, version), if_stamp)
+    yield from record_open(rows)
     open_turns = yield from remove_belongings_of(id_, section)
     if open_turns and if_idle:
         raise SessionBusy(

@@ -157,6 +157,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     Attributes:
         items: what is to be answered; references still stand for what they name.
+        remembered: what stands before that, where no store has it.
         session: the conversation that it is to be in, and `previous` the response that it comes
             behind, if it names either.
         user: which of an application's own users it is for.
@@ -174,6 +175,7 @@ class Wanted(msgspec.Struct, frozen=True):
     background: bool = False
     user: str | None = None
     echo: Mapping[str, Any] = {}
+    remembered: tuple[Item, ...] = ()
 
 
 def decode_wanted(body: bytes) -> Wanted:

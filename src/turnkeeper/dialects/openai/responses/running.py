@@ -59,6 +59,7 @@ class Running(msgspec.Struct, frozen=True):
         custom: the names of its tools that take any text.
         queued: as `Kept.queued`.
         is_kept: whether it can be asked for later.
+        asked: what it answers, all of that which is stored nowhere.
         repeated: an earlier request under the same idempotency key had begun it.
     """
 
@@ -68,6 +69,7 @@ class Running(msgspec.Struct, frozen=True):
     queued: bool = False
     is_kept: bool = True
     repeated: bool = False
+    asked: tuple[Item, ...] = ()
 
     @property
     def id(self) -> str:
@@ -134,23 +136,29 @@ async def begin(
     if key is not None and not wanted.store:
         raise InvalidRequest("An Idempotency-Key needs store: true: of this nothing is kept")
     wanted = await _use_template(parts, wanted)
-    items = check_items(parts, await resolve_items(parts, caller, wanted.items), "input")
+    new = check_items(parts, await resolve_items(parts, caller, wanted.items), "input")
+    items = (*wanted.remembered, *new)
     await _check_results(parts, caller, wanted, items)
     if wanted.store:
         return await _take(parts, caller, wanted, items, key)
     try:
         reply = await parts.engine.answer_unkept(
             caller,
-            items,
+            new,
             model=wanted.model,
             options=wanted.options,
             before=wanted.previous or wanted.session,
+            said=wanted.remembered,
         )
     except (SessionNotFound, TurnNotFound) as error:
-        raise _not_there(wanted, error) from None
+        raise not_there(wanted, error) from None
     session_id = wanted.session.id if isinstance(wanted.session, ById) else None
     return Running(
-        reply, encode_echo(wanted.echo, session_id), _custom_of(wanted.echo), is_kept=False
+        reply,
+        encode_echo(wanted.echo, session_id),
+        _custom_of(wanted.echo),
+        is_kept=False,
+        asked=items,
     )
 
 
@@ -187,7 +195,7 @@ async def _take(
     except NotNewest:
         assert previous is not None  # noqa: S101
     except (SessionNotFound, TurnNotFound) as error:
-        raise _not_there(wanted, error) from None
+        raise not_there(wanted, error) from None
     # The conversation has gone on since: it goes on anew from there.
     fork = (await parts.sessions.fork(caller, ById(previous.session_id), previous)).thing
     try:
@@ -216,7 +224,7 @@ def _custom_of(echo: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(tool["name"] for tool in tools if tool["type"] == "custom")
 
 
-def _not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exception:
+def not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exception:
     if wanted.previous is not None:
         return no_previous(response_id(wanted.previous))
     if wanted.session is not None and isinstance(error, SessionNotFound):
@@ -244,7 +252,7 @@ async def _check_results(parts: Parts, caller: str, wanted: Wanted, items: Seque
         try:
             missing -= await _calls_before(parts, caller, wanted, missing)
         except SessionNotFound as error:
-            raise _not_there(wanted, error) from None
+            raise not_there(wanted, error) from None
     for call_id in missing:
         raise WrongParameter(
             f"No tool call found for function call output with call_id {call_id[:100]}.", "input"
