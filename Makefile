@@ -37,9 +37,10 @@ lock: .venv/dev.stamp  ## renew the lock files from pyproject.toml
 	    --no-header --python-version 3.11 pyproject.toml --group $$group \
 	    --output-file requirements/$$group.lock || exit 1; \
 	done
+	$(BIN)/npm update --prefix tests/node --silent --ignore-scripts --no-audit --no-fund
 
 clean:
-	rm -rf .venv dist
+	rm -rf .venv dist tests/node/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Turnkeeper needs Python 3.11 or newer; say which one with make PYTHON=...")'
@@ -51,7 +52,8 @@ clean:
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-.venv/dev.stamp: .venv/run.stamp requirements/dev.lock
+.venv/dev.stamp: .venv/run.stamp requirements/dev.lock tests/node/package-lock.json
 	@echo "Setting up the tools for tests and checks (once) ..."
 	@$(PIP) --require-hashes --requirement requirements/dev.lock
+	@$(BIN)/npm ci --prefix tests/node --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
