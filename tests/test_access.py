@@ -307,7 +307,8 @@ async def test_with_a_key_it_does_not_matter_whose_page_it_is(
 
 
 async def test_only_the_origins_in_cors_may_read_answers(tmp_path: Path) -> None:
-    site = await asyncio.to_thread(Site, tmp_path, "--cors", "https://app.example")
+    only = ("--cors", "https://app.example", "--cors-routes", "/api/*")
+    site = await asyncio.to_thread(Site, tmp_path, *only)
     with site.server as server:
         async with aiohttp.ClientSession(server.url) as http:
             asking = {"Access-Control-Request-Method": "POST"}
@@ -322,6 +323,11 @@ async def test_only_the_origins_in_cors_may_read_answers(tmp_path: Path) -> None
                 for answer in (preflight, refused):
                     assert answer[2].get("access-control-allow-origin") == allowed
                     assert "access-control-allow-credentials" not in answer[2]
+                elsewhere = await ask(http, "OPTIONS", "/invoke", Origin=origin, **asking)
+                assert elsewhere[0] == 403
+                elsewhere = await ask(http, "POST", "/invoke", {}, Origin=origin)
+                assert elsewhere[0] == 401
+                assert "access-control-allow-origin" not in elsewhere[2]
             cookie = cookie_of((await log_in(http))[2])
             foreign = {"Cookie": cookie, "Origin": "https://app.example"}
             assert (await ask(http, "POST", "/api/chat-sessions", {}, **foreign))[0] == 403

@@ -101,6 +101,9 @@ def test_an_empty_variable_is_none(tmp_path: Path) -> None:
         ("connect_timeout", "0"),
         ("cors", "javascript:"),
         ("cors", "http://a/"),
+        ("cors_routes", "api/*"),
+        ("cors_routes", "/api*"),
+        ("cors_routes", "/api/*/messages"),
         ("hosts", "a b"),
     ],
 )

@@ -176,6 +176,23 @@ async def test_what_is_made_is_no_stray(engine: Engine, model_server: ModelServe
     assert [reply.ended for reply in replies] == [None, None]
 
 
+async def test_what_is_made_for_a_session_that_is_gone_is_stopped(
+    engine: Engine, model_server: ModelServer
+) -> None:
+    """Deleted by another process, which cannot tell us; also what waits behind it."""
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Hang()})
+    replies = [await take(engine, "s", text) for text in ("one", "two")]
+    kept = await take(engine, "other", "three")
+    await engine._store.delete_session("ann", ByAlias("s"))
+    await engine.settle_strays()
+    assert [reply.ended for reply in replies] == [None, None]
+    await engine.settle_strays()
+    for reply in replies:
+        await until(lambda reply=reply: reply.ended is not None)
+        assert reply.turn.status is TurnStatus.CANCELLED
+    assert kept.ended is None
+
+
 async def test_a_stray_that_is_seen_once_was_only_late(engine: Engine) -> None:
     stray = (await a_stray(engine)).turn.ref
     assert await engine.settle_strays() == 0

@@ -170,6 +170,57 @@ async def deployment_end(http: Http, session: str) -> None:
     await ask(http, "DELETE", f"{BASE}/chat-session/{session}")
 
 
+# --- openai ------------------------------------------------------------------------------------
+
+
+def conversation_of(session: str) -> str:
+    """A session's id as this dialect has it; it takes other dialects' as they are."""
+    return session.replace("s", "conv_", 1) if len(session) == 27 else session
+
+
+async def conversations_make(http: Http) -> Made:
+    answer, _ = await ask(http, "POST", "/v1/conversations")
+    id_ = answer["id"]
+    await responses_say(http, id_, "one")
+    return Made(id_.replace("conv_", "s", 1), id_.replace("conv_", "s", 1))
+
+
+async def responses_make(http: Http) -> Made:
+    """A chain of responses."""
+    _, headers = await ask(http, "POST", "/v1/responses", {"input": "one"})
+    return Made(headers["session-id"], headers["session-id"])
+
+
+async def responses_say(http: Http, session: str, text: str) -> str:
+    body = {"input": text, "conversation": conversation_of(session)}
+    answer, _ = await ask(http, "POST", "/v1/responses", body)
+    return str(answer["output"][0]["content"][0]["text"])
+
+
+async def completions_make(http: Http) -> Made:
+    messages = [{"role": "user", "content": "one"}]
+    body = {"model": "scripted", "messages": messages, "metadata": {"session_id": "this"}}
+    _, headers = await ask(http, "POST", "/v1/chat/completions", body)
+    return Made(headers["session-id"], "this")
+
+
+async def completions_say(http: Http, session: str, text: str) -> str:
+    messages = [{"role": "user", "content": text}]
+    body = {"model": "scripted", "messages": messages, "metadata": {"session_id": session}}
+    answer, _ = await ask(http, "POST", "/v1/chat/completions", body)
+    return str(answer["choices"][0]["message"]["content"])
+
+
+async def conversations_read(http: Http, session: str) -> list[str]:
+    path = f"/v1/conversations/{conversation_of(session)}/items?order=asc"
+    answer, _ = await ask(http, "GET", path)
+    return [item["content"][0]["text"] for item in answer["data"]]
+
+
+async def conversations_end(http: Http, session: str) -> None:
+    await ask(http, "DELETE", f"/v1/conversations/{conversation_of(session)}")
+
+
 SPEAKERS = (
     Speaker(
         name="chatbot",
@@ -195,6 +246,14 @@ SPEAKERS = (
         read=deployment_read,
         end=deployment_end,
     ),
+    Speaker(
+        name="conversations",
+        make=conversations_make,
+        read=conversations_read,
+        end=conversations_end,
+    ),
+    Speaker(name="responses", make=responses_make, say=responses_say),
+    Speaker(name="completions", make=completions_make, say=completions_say),
 )
 
 # --- The matrix --------------------------------------------------------------------------------

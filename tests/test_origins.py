@@ -79,7 +79,37 @@ def test_a_server_on_all_addresses_may_be_called_by_any(host: str) -> None:
     ],
 )
 def test_pages(origins: Origins, origin: str, ours: bool) -> None:
-    assert origins.origin_is_ours(origin, "localhost:5000") is ours
+    assert origins.origin_is_ours(origin, "localhost:5000", "/api/chat") is ours
+
+
+ROUTES = ("/api/*", "/invoke")
+SOME_ROUTES = Origins(
+    frozenset(), any_address=False, allowed=("https://app.example",), routes=ROUTES
+)
+LOCAL_ROUTES = Origins(frozenset(), any_address=False, allowed=(), routes=ROUTES)
+ANY_TO_SOME = Origins(frozenset(), any_address=False, allowed=("*",), routes=ROUTES, guarded=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "open_"),
+    [
+        ("/api/chat", True),
+        ("/api/chat-sessions/s1/messages", True),
+        ("/invoke", True),
+        ("/invoke/more", False),
+        ("/api", False),
+        ("/apis/x", False),
+        ("/", False),
+        ("/login", False),
+        ("/metrics", False),
+    ],
+)
+def test_other_pages_may_use_the_routes_that_are_listed(path: str, open_: bool) -> None:
+    assert SOME_ROUTES.origin_is_ours("https://app.example", "localhost:5000", path) is open_
+    assert LOCAL_ROUTES.origin_is_ours("http://localhost:3000", "localhost:5000", path) is open_
+    assert ANY_TO_SOME.origin_is_ours("https://any.example", "chat.example", path) is open_
+    assert not SOME_ROUTES.origin_is_ours("https://evil.example", "localhost:5000", path)
+    assert LOCAL_ROUTES.origin_is_ours("http://localhost:5000", "localhost:5000", path)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class Example:
     endless: bool = False
 
 
+HELLO = [{"role": "user", "content": "hello"}]
 SAY = {"chat_session_id": "{id}", "user_message": "hello"}
 
 EXAMPLES = {
@@ -111,6 +112,32 @@ EXAMPLES = {
     "POST /api/deployments/{name}/rollback": Example({"engineStateId": "{state}"}),
     # native: the caller
     "GET /api/me": Example(others=200),
+    # openai: models, chat completions
+    "GET /v1/models": Example(others=200),
+    "GET /v1/models/{id*}": Example(others=200),
+    "POST /v1/chat/completions": Example(
+        {"model": "eliza", "messages": HELLO, "metadata": {"session_id": "{session}"}}
+    ),
+    "GET /v1/chat/completions": Example(others=200),
+    "GET /v1/chat/completions/{id}": Example(),
+    "POST /v1/chat/completions/{id}": Example({"metadata": {"a": "b"}}),
+    "DELETE /v1/chat/completions/{id}": Example(),
+    "GET /v1/chat/completions/{id}/messages": Example(),
+    # openai: responses, conversations
+    "POST /v1/responses": Example({"input": "hello", "conversation": "{conversation}"}),
+    "GET /v1/responses/{id}": Example(),
+    "DELETE /v1/responses/{id}": Example(),
+    "POST /v1/responses/{id}/cancel": Example(own=400),  # it is over
+    "GET /v1/responses/{id}/input_items": Example(),
+    "POST /v1/conversations": Example(others=200),
+    "GET /v1/conversations": Example(others=200),
+    "GET /v1/conversations/{id}": Example(),
+    "POST /v1/conversations/{id}": Example({"metadata": {"a": "b"}}),
+    "DELETE /v1/conversations/{id}": Example(),
+    "POST /v1/conversations/{id}/items": Example({"items": HELLO}),
+    "GET /v1/conversations/{id}/items": Example(),
+    "GET /v1/conversations/{id}/items/{item_id}": Example(),
+    "DELETE /v1/conversations/{id}/items/{item_id}": Example(),
 }
 
 
@@ -163,8 +190,17 @@ async def make_things(callers: Callers) -> dict[str, str]:
     document = json.loads(text)["document"]
     _, text, _ = await callers.call("root", "GET", f"/api/deployments/{name}")
     state = text.partition('"engineStateId":"')[2].partition('"')[0]
+    response = await openai_call(callers, "responses", {"input": SECRET})
+    stored = {"model": "eliza", "store": True, "messages": [{"role": "user", "content": SECRET}]}
+    completion = await openai_call(callers, "chat/completions", stored)
     return {
         "id": id_,
+        "session": id_,
+        "conversation": f"conv_{id_[1:]}",
+        "response": response["id"],
+        "completion": completion["id"],
+        "model": "eliza",
+        "item_id": f"msg_{id_[1:]}_1_0",
         "chat_session_id": id_,
         "alias": alias,
         "turn_id": headers["turn-id"],
@@ -178,11 +214,36 @@ async def make_things(callers: Callers) -> dict[str, str]:
     }
 
 
+async def openai_call(callers: Callers, path: str, body: Any) -> Any:
+    status, text, _ = await callers.call("ann", "POST", f"/v1/{path}", body)
+    assert status == 200, text
+    return json.loads(text)
+
+
+# What `{id}` names in the paths of OpenAI's dialect.
+NAMED = {
+    "/v1/models/": "model",
+    "/v1/chat/completions/": "completion",
+    "/v1/responses/": "response",
+    "/v1/conversations/": "conversation",
+}
+
+
+def path_of(route: Any, things: dict[str, str]) -> str:
+    path: str = route.path.replace("{id*}", "{id}")
+    for prefix, name in NAMED.items():
+        if path.startswith(prefix):
+            path = path.replace("{id}", f"{{{name}}}")
+    return path.format_map(things)
+
+
 def filled(value: Any, things: dict[str, str]) -> Any:
     if isinstance(value, str):
         return value.format_map(things)
     if isinstance(value, dict):
         return {key: filled(each, things) for key, each in value.items()}
+    if isinstance(value, list):
+        return [filled(each, things) for each in value]
     return value
 
 
@@ -202,7 +263,8 @@ async def test_who_gets_what(callers: Callers, route: Any) -> None:
     things = await make_things(callers)
     if route.path.startswith("/deployments/"):
         things["name"] = "default"  # that of the session
-    call = (route.method, filled(route.path + example.query, things), filled(example.body, things))
+    path = path_of(route, things) + filled(example.query, things)
+    call = (route.method, path, filled(example.body, things))
     before = await stamp(callers, things)
 
     status, text, headers = await callers.call(None, *call)
@@ -216,8 +278,9 @@ async def test_who_gets_what(callers: Callers, route: Any) -> None:
     for other in {"ann", "bob", "root"} - {owner}:
         status, text, _ = await callers.call(other, *call)
         assert status == example.others, text
+        sent = json.dumps(call)  # what it names may be told back
         for secret in (SECRET, things["id"][1:], things["alias"], things["doc_id"]):
-            assert secret not in text
+            assert secret not in text or secret in sent
     assert await stamp(callers, things) == before
 
     status, text, _ = await callers.call(owner, *call, endless=example.endless)

@@ -9,7 +9,8 @@ import base64
 import hashlib
 import time
 from asyncio import get_running_loop
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Literal, TypeVar
@@ -25,11 +26,19 @@ from turnkeeper.domain import (
     Key,
     Login,
     Role,
+    TurnRef,
     User,
     is_user_name,
     make_key_id,
+    make_owner,
 )
-from turnkeeper.errors import InvalidRequest, StoreUnavailable, TooManyAttempts, WrongPassword
+from turnkeeper.errors import (
+    InvalidRequest,
+    StoreUnavailable,
+    TooManyAttempts,
+    UserNotFound,
+    WrongPassword,
+)
 from turnkeeper.randomness import Randomness
 from turnkeeper.throttle import Throttle
 
@@ -41,14 +50,16 @@ PASSWORD_LENGTHS = (8, 1024)  # characters
 ADMIN = "admin"
 ENVIRONMENT = "environment"  # the name of the key that the setting `admin_key` gives
 
+REMEMBERED = 1.0  # seconds that an answer of `identify` holds
+
 _SECRET_BYTES = 32
 _LONGEST_SECRET = 512  # characters; none of ours is so long
-_REMEMBERED = 1.0  # seconds that an answer of `identify` holds
 _REMEMBERED_SIZE = 10_000
 _SEEN_EVERY = 60_000  # ms
 _DROP_EVERY = 3_600_000  # ms between two removals of logins that are over
 _HASHING_AT_ONCE = 2  # each takes a core for a tenth of a second, and 64 MiB
 _HASHING_WAITING = 32
+_FORGOTTEN_AT_ONCE = 20  # sessions, and documents
 _USER_WAIT = 30.0  # short: whoever knows a name must not be able to lock its user out
 _ADDRESS_WAIT = 900.0
 
@@ -123,7 +134,7 @@ class Accounts:
         if changes == self._changes:  # else it may be older than the change
             if len(self._known) >= _REMEMBERED_SIZE:
                 self._known.clear()
-            self._known[mark] = (caller, begun + _REMEMBERED)
+            self._known[mark] = (caller, begun + REMEMBERED)
         return caller
 
     async def _find_key(self, hash_: str) -> User | None:
@@ -262,6 +273,44 @@ class Accounts:
     async def enable_user(self, name: str) -> None:
         """Let a user in again, with the same password and keys. Raises UserNotFound."""
         await self._store.set_disabled(name, False)
+
+    async def forget(
+        self,
+        user: str,
+        end_user: str | None = None,
+        *,
+        settle: Callable[[], Awaitable[None]] | None = None,
+        stop: Callable[[Sequence[TurnRef]], None] = lambda _: None,
+    ) -> Mapping[str, int]:
+        """Remove a person: all that is theirs, or names them, and what lets them in.
+
+        `settle` is waited for once nobody can come in as this user any more, until no other process
+        lets someone in whom it remembers; `stop` gets the turns that were under way. With
+        `end_user` it is one of those for whom the user's applications act, and the user stays.
+
+        Returns:
+            How many rows of each table, of those that had any.
+
+        Raises:
+            UserNotFound: there is nothing of theirs, and no such user.
+        """
+        owner, removed = make_owner(user, end_user), Counter[str]()
+        if end_user is None:
+            try:
+                removed.update((await self._store.forget_credentials(user)).removed)
+            finally:
+                self._forget_callers()
+            if settle is not None:
+                await settle()
+        more = True
+        while more:
+            step = await self._store.forget_some(owner, _FORGOTTEN_AT_ONCE)
+            removed.update(step.removed)
+            stop(step.open_turns)
+            more = step.more
+        if not removed.total():
+            raise UserNotFound(f"There is nothing of {owner} here")
+        return {table: rows for table, rows in removed.items() if rows}
 
     async def can_anyone_enter(self) -> bool:
         """Whether any user who is not disabled has a password or a key."""

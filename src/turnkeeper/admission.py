@@ -7,15 +7,15 @@ an argument, where other users of the machine could see it.
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from turnkeeper.accounts import Accounts
+from turnkeeper.accounts import REMEMBERED, Accounts
 from turnkeeper.command import aligned, minute, on_database, print_json, safe, with_json
 from turnkeeper.dialects.turn_stream import encode_time
-from turnkeeper.domain import Key, User
+from turnkeeper.domain import Key, User, make_owner
 
 T = TypeVar("T")
 
@@ -100,6 +100,44 @@ def set_password(url: str, name: str, password_stdin: bool, no_password: bool) -
     password = _password(password_stdin, no_password)
     _visit(url, lambda accounts: accounts.set_password(name, password))
     click.echo(f"{name} has {'no' if password is None else 'a new'} password")
+
+
+@users.command()
+@click.argument("name")
+@click.option("--end-user", metavar="WHO", help="One of those for whom NAME's applications act.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_json
+@on_database
+def forget(url: str, name: str, end_user: str | None, yes: bool, as_json: bool) -> None:
+    """Remove a person: the user, and everything that is theirs or names them.
+
+    With --end-user, what is WHO's; NAME stays. Prints how many rows of each table that were.
+    """
+    who = safe(make_owner(name, end_user))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to be asked: say --yes to remove it all")
+        click.confirm(f"Remove {who} and all that is theirs, for good?", abort=True, err=True)
+    removed = asyncio.run(_forget(url, name, end_user))
+    if as_json:
+        print_json(removed)
+        return
+    click.echo(f"Forgot {who}")
+    for table, rows in removed.items():
+        click.echo(f"{rows:>10,}  {table.replace('_', ' ')}")
+
+
+async def _forget(url: str, name: str, end_user: str | None) -> Mapping[str, int]:
+    from turnkeeper.compose import visit_accounts, without_server  # noqa: PLC0415
+
+    async def settle() -> None:
+        async with without_server(url) as alone:
+            if alone:
+                return
+        await asyncio.sleep(REMEMBERED + 0.2)  # a server notices who is gone within that time
+
+    async with visit_accounts(url) as accounts:
+        return await accounts.forget(name, end_user, settle=settle)
 
 
 def _password(from_stdin: bool, none: bool) -> str | None:

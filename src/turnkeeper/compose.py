@@ -314,6 +314,7 @@ def _origins(config: Config) -> Origins:
         any_address=config.host not in LOOPBACK,
         allowed=config.cors,
         guarded=config.auth == "off",
+        routes=config.cors_routes,
     )
 
 

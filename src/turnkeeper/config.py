@@ -54,6 +54,7 @@ class Config(msgspec.Struct, frozen=True):
     login_idle: int
     login_lifetime: int
     cors: tuple[str, ...]
+    cors_routes: tuple[str, ...]
     hosts: tuple[str, ...]
     public_url: str | None
     proxies: tuple[str, ...]

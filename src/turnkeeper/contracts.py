@@ -207,6 +207,20 @@ class Expired(msgspec.Struct, frozen=True):
     more: bool
 
 
+class Forgotten(msgspec.Struct, frozen=True):
+    """What was removed of a person in one step.
+
+    Attributes:
+        removed: how many rows of each table; a table without any may be named or not.
+        open_turns: that were queued or running, now gone; whoever runs them should stop.
+        more: whether there may be more to remove.
+    """
+
+    removed: Mapping[str, int]
+    open_turns: Sequence[TurnRef]
+    more: bool
+
+
 class MessagePage(msgspec.Struct, frozen=True):
     """Some of a session's messages in order, and the session as it was with them.
 
@@ -880,6 +894,18 @@ class AccountStore(Protocol):
 
         Other keys of that name and user are removed; the same one is left as it is. With None for
         a hash there is to be none of that name, and no user is made.
+        """
+        ...
+
+    async def forget_credentials(self, user: str) -> Forgotten:
+        """Remove a user with all logins, keys and tokens, if there is one."""
+        ...
+
+    async def forget_some(self, owner: str, limit: int) -> Forgotten:
+        """Remove what is an owner's, or names one; at most `limit` sessions and documents.
+
+        A user's name stands for the end users of that user too. Once nothing is left nothing
+        happens.
         """
         ...
 

@@ -85,6 +85,7 @@ class Lives:
         self._cancelled: set[TurnRef] = set()
         self._beginning = 0
         self._strays: set[TurnRef] = set()  # that were open when last looked for, and not made
+        self._gone: set[TurnRef] = set()  # that were made when last looked for, and not open
         self._ticking = False
         self._share = 0  # whose checkpoints were made last
         self._loop = asyncio.get_running_loop()
@@ -138,9 +139,17 @@ class Lives:
         """End turns that are open in the store, and that nobody here makes; how many they were.
 
         There are some when a database took a turn's beginning and its answer was lost. Only what
-        was a stray the last time too is ended: it may have been on its way.
+        was a stray the last time too is ended: it may have been on its way. And of what is made
+        here, what the store has not had open twice in a row is stopped: a command beside this
+        process has deleted its session.
         """
         open_turns = await self._store.list_open()
+        gone = {ref for ref, life in self._by_ref.items() if not life.settled}.difference(
+            open_turns
+        )
+        for ref in gone & self._gone:
+            self.stop(ref, TurnStatus.CANCELLED)
+        self._gone = gone
         strays = {ref for ref in open_turns if ref not in self._by_ref}
         settled = strays & self._strays
         self._strays = strays - settled

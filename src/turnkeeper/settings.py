@@ -87,6 +87,10 @@ _ORIGINS = _list_of(
     r"\*|https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?",
     "* or origins like https://app.example.org",
 )
+_ROUTES = _list_of(
+    r"/([A-Za-z0-9._~-]+/)*(\*|[A-Za-z0-9._~-]*)",
+    "paths like /api/chat, or /api/* for all that begin with /api/",
+)
 _HOSTS = _list_of(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", "names of hosts without a port")
 
 
@@ -186,6 +190,13 @@ SETTINGS: tuple[Setting, ...] = (
         _ORIGINS,
         "Origins of web pages that may use the server, separated by commas; `*` for any."
         " Default: any port of localhost.",
+    ),
+    Setting(
+        "cors_routes",
+        (),
+        _ROUTES,
+        "Paths that web pages of other origins may use, as `/api/*`, separated by commas."
+        " Default: all.",
     ),
     Setting(
         "hosts",

@@ -70,8 +70,8 @@ def tables_of_sessions() -> set[str]:
     return found
 
 
-def a_token(session_id: str) -> Transaction[None]:
-    values = (f"hash of {session_id[:5]}", session_id, "ann", NOW)
+def a_token(session_id: str, user: str = "ann") -> Transaction[None]:
+    values = (f"hash of {session_id[1:]} of {user}", session_id, user, NOW)
     columns = "hash, session_id, user_name, expires_at"
     yield f"INSERT INTO session_tokens ({columns}) VALUES (?, ?, ?, ?)", values
 
@@ -87,7 +87,7 @@ async def a_full_session(store: Store, documents: DocumentStore, driver: Driver)
     begun = await store.begin_version(anew(made))  # the reply before it is hidden
     assert isinstance(begun, BegunTurn)
     await store.end_turn(begun.turn.ref, completed("A, anew"), NOW)
-    keyed = msgspec.structs.replace(a_turn("b", session=made), key=key())
+    keyed = msgspec.structs.replace(a_turn("b", session=made), key=key(), data="{}")
     begun = await store.begin_turn(keyed)
     assert isinstance(begun, BegunTurn)
     await store.checkpoint(begun.turn.ref, 0, "B")

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from turnkeeper.contracts import Forgotten
 from turnkeeper.domain import Key, Login, User
-from turnkeeper.stores.sql import accounts
+from turnkeeper.stores.sql import accounts, forgetting
 from turnkeeper.stores.store import Driver
 
 
@@ -61,6 +62,12 @@ class SqlAccounts:
 
     async def set_admin_key(self, key: Key, hash_: str | None) -> None:
         await self._driver.write(lambda: accounts.set_admin_key(key, hash_))
+
+    async def forget_credentials(self, user: str) -> Forgotten:
+        return await self._driver.write(lambda: forgetting.forget_credentials(user))
+
+    async def forget_some(self, owner: str, limit: int) -> Forgotten:
+        return await self._driver.write(lambda: forgetting.forget_some(owner, limit), long=True)
 
     async def can_anyone_enter(self) -> bool:
         return await self._driver.read(accounts.can_anyone_enter)

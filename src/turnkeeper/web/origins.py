@@ -24,6 +24,8 @@ class Origins(msgspec.Struct, frozen=True):
         any_address: whether `Host` may be any IP address: for a server that listens on all of
             them. An address, unlike a name, cannot be pointed elsewhere.
         allowed: origins that other pages may come from, or `*`; empty for any port of localhost.
+        routes: the paths that other pages may ask for, `/api/*` being all that begin with `/api/`;
+            empty for every path. The server's own page is not concerned.
         guarded: whether what is foreign is refused; else hosts do not matter, nothing but
             `allowed` is ours, and a foreign page is only not helped.
     """
@@ -32,6 +34,7 @@ class Origins(msgspec.Struct, frozen=True):
     any_address: bool
     allowed: Sequence[str]
     guarded: bool = True
+    routes: Sequence[str] = ()
 
     def host_is_ours(self, host: str) -> bool:
         if not self.guarded:
@@ -39,16 +42,25 @@ class Origins(msgspec.Struct, frozen=True):
         name = _host_name(host)
         return name in self.hosts or _is_loopback(name) or (self.any_address and _is_address(name))
 
-    def origin_is_ours(self, origin: str, host: str) -> bool:
-        """Whether a page from `origin` may talk to us; `host` is what the request called us."""
+    def origin_is_ours(self, origin: str, host: str, path: str) -> bool:
+        """Whether a page from `origin` may ask for `path`; `host` is what the request called us."""
+        scheme, _, page_host = origin.partition("://")
+        if self.guarded and page_host == host and scheme in ("http", "https"):
+            return True
+        return self._is_open(path) and self._is_allowed(origin, scheme, page_host)
+
+    def _is_open(self, path: str) -> bool:
+        """Whether pages of other origins may ask for the path at all."""
+        return not self.routes or any(
+            path.startswith(route[:-1]) if route.endswith("/*") else path == route
+            for route in self.routes
+        )
+
+    def _is_allowed(self, origin: str, scheme: str, page_host: str) -> bool:
         if "*" in self.allowed or origin in self.allowed:
             return True
-        if not self.guarded:
-            return False
-        scheme, _, page_host = origin.partition("://")
-        if scheme not in ("http", "https"):
-            return False
-        return page_host == host or (not self.allowed and _is_loopback(_host_name(page_host)))
+        is_local = scheme in ("http", "https") and _is_loopback(_host_name(page_host))
+        return self.guarded and not self.allowed and is_local
 
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+?)\.?)(?::[0-9]{1,5})?")

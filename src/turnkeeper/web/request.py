@@ -116,7 +116,7 @@ class Request:
             return None
         self._extra.append((b"vary", b"Origin"))
         asks_first = self.method == "OPTIONS" and b"access-control-request-method" in self.headers
-        if not origins.origin_is_ours(origin.decode("latin-1"), host):
+        if not origins.origin_is_ours(origin.decode("latin-1"), host, self.path):
             if self.method in ("GET", "HEAD") or not (origins.guarded or asks_first):
                 return None  # harmless: the browser keeps the answer from the page
             raise HostRefused("Pages of this origin may not use this server")

@@ -25,6 +25,7 @@ DELETE_SAID = (
 )
 DELETE_DATA = "DELETE FROM session_data WHERE session_id = ?"
 DELETE_TOKENS = "DELETE FROM session_tokens WHERE session_id = ?"
+DELETE_KEPT = (DELETE_DATA, DELETE_TOKENS)  # what stays when a session is cleared
 # A key stays known, so that a request that is sent again after that makes nothing anew.
 BLANK_KEYS = "UPDATE idempotency_keys SET made = '', session_id = NULL WHERE session_id = ?"
 UNLINK_SECTION = "UPDATE sections SET session_id = NULL WHERE id = ? AND session_id = ?"
@@ -53,7 +54,7 @@ def remove_belongings(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     All but the link from a section whose chat one was (`UNLINK_SECTION`).
     """
     open_turns = yield from remove_said(which, id_)
-    for statement in (DELETE_DATA, DELETE_TOKENS, BLANK_KEYS):
+    for statement in (*DELETE_KEPT, BLANK_KEYS):
         yield statement.replace(_OF_ONE, which), (id_,)
     return open_turns
 
