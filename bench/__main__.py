@@ -19,9 +19,10 @@ from bench.measures import FLASK, FLOOR, OURS, Run
 from bench.measures import MEASURES as COMPARISONS
 from bench.report import Results, check_markdown, show, write_markdown
 from bench.servers import BenchError, Place
+from bench.usage import usage_of_a_million
 
 SERVERS = (FLOOR, FLASK, OURS)
-MEASURES = COMPARISONS | {"i": promises, "j": expiry, "k": dialects}
+MEASURES = COMPARISONS | {"i": promises, "j": expiry, "k": dialects, "l": usage_of_a_million}
 
 
 class Chosen(click.ParamType[list[str]]):
@@ -43,7 +44,7 @@ class Chosen(click.ParamType[list[str]]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to k.")
+@click.option("--only", type=Chosen(tuple(MEASURES)), help="Only these measurements of a to l.")
 @click.option("--servers", type=Chosen(SERVERS), help="Only these of floor,flask,turnkeeper.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="One short round: does it run, not how fast.")
@@ -69,13 +70,14 @@ def main(
     i  what the promises cost: idempotency, checkpoints, detachment
     j  sessions that expire under load
     k  what other dialects cost
+    l  usage of a million turns
     """
     if page and (wrong := check_markdown(page)):
         raise click.UsageError(wrong)
     servers = servers or list(SERVERS)
     measures = only or list(MEASURES)
     if OURS not in servers:  # only Turnkeeper's cost could depend on what it keeps
-        measures = [measure for measure in measures if measure not in "dhijk"]
+        measures = [measure for measure in measures if measure not in "dhijkl"]
     if "f" in measures and servers == [FLASK]:
         measures.remove("f")  # it holds as many as it has threads
     allow_open_files()

@@ -21,15 +21,16 @@ from bench.servers import target
 BURSTS, BURST = 7, 0.25  # of each dialect in a round, and the seconds of one
 TIMES = 3  # that all dialects are streamed in a round, one after the other
 
-DIALECTS = ("own", "chat", "unkept")
+DIALECTS = ("own", "chat", "unkept", "responses")
 NAMES = {
     "own": "our own",
     "chat": "Chat Completions, in a session",
     "unkept": "Chat Completions, nothing kept",
+    "responses": "Responses, each behind the last",
 }
 # The goals, against our own.
-TURN_TO_OWN = {"chat": 1.3}
-TOKEN_TO_OWN = {"chat": 1.5, "unkept": 1.5}
+TURN_TO_OWN = {"chat": 1.3, "responses": 1.3}
+TOKEN_TO_OWN = {"chat": 1.5, "unkept": 1.5, "responses": 1.5}
 
 
 def dialects(run: Run) -> Section:

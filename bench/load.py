@@ -40,7 +40,8 @@ class Target(msgspec.Struct, frozen=True):
         keyed: each under an idempotency key of its own.
         detached: the way of `bench.detached`, where that is the server.
         dialect: how Turnkeeper is spoken to: in its own, or in OpenAI's chat completions, whose
-            clients send all that was said each time; as a session's turn, or with nothing kept.
+            clients send all that was said each time; as a session's turn, or with nothing kept;
+            or in its responses, each of which names the one before.
     """
 
     port: int
@@ -49,7 +50,7 @@ class Target(msgspec.Struct, frozen=True):
     direct: bool = False
     keyed: bool = False
     detached: bool = False
-    dialect: Literal["own", "chat", "unkept"] = "own"
+    dialect: Literal["own", "chat", "unkept", "responses"] = "own"
 
 
 class Turns(msgspec.Struct, frozen=True, tag=True):
@@ -156,17 +157,46 @@ class Completion(msgspec.Struct):
     choices: list[Choice]
 
 
+class Part(msgspec.Struct):
+    text: str
+
+
+class Item(msgspec.Struct):
+    content: list[Part] = []
+
+
+class Response(msgspec.Struct):
+    id: str
+    output: list[Item] = []
+
+
 class Event(msgspec.Struct):
     """A streamed event of any of the servers: the model's own, Flask's or Turnkeeper's."""
 
     choices: list[Choice] = []
     text: str = ""
     session_id: str = ""
+    type: str = ""
+    delta: str | None = None
+    response: str | Response = ""
+
+    @property
+    def piece(self) -> str | None:
+        if self.choices:
+            return self.choices[0].delta.content
+        return self.delta if self.type.startswith("response.") else self.text
 
 
 READ_ANSWER = msgspec.json.Decoder(Answer)
 READ_EVENT = msgspec.json.Decoder(Event)
 READ_COMPLETION = msgspec.json.Decoder(Completion)
+READ_RESPONSE = msgspec.json.Decoder(Response)
+PATHS = {
+    "own": "/api/chat",
+    "chat": "/v1/chat/completions",
+    "unkept": "/v1/chat/completions",
+    "responses": "/v1/responses",
+}
 TO_JSON = msgspec.json.Encoder()
 
 
@@ -196,10 +226,11 @@ class Exchange:
         if not found or data.endswith(b"[DONE]"):
             return
         parsed = READ_EVENT.decode(data)
-        piece = parsed.choices[0].delta.content if parsed.choices else parsed.text
-        if piece:
-            self.take(piece)
+        if parsed.piece:
+            self.take(parsed.piece)
         self.session_id = parsed.session_id or self.session_id
+        if isinstance(parsed.response, Response):
+            self.session_id = parsed.response.id
 
     def take(self, piece: str) -> None:
         if not self.pieces:
@@ -290,8 +321,7 @@ class Client:
         self.connection: Connection | None = None
         self.session_id = ""
         self.said: list[dict[str, str]] = []  # in the session, where all of it is sent each time
-        is_own = target.dialect == "own" and not target.direct
-        path = "/api/chat" if is_own else "/v1/chat/completions"
+        path = "/v1/chat/completions" if target.direct else PATHS[target.dialect]
         path += "?detached" * target.detached
         self.head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
@@ -320,6 +350,10 @@ class Client:
 
     def read(self, body: bytes) -> str:
         """The reply in an answer that came whole."""
+        if self.target.dialect == "responses":
+            response = READ_RESPONSE.decode(body)
+            self.session_id = response.id
+            return response.output[0].content[0].text
         if self.target.dialect != "own":
             return READ_COMPLETION.decode(body).choices[0].message.content or ""
         answer = READ_ANSWER.decode(body)
@@ -342,6 +376,8 @@ class Client:
         if self.target.direct:
             messages = [{"role": "user", "content": MESSAGE}]
             return TO_JSON.encode({"model": "bench-model", "messages": messages, "stream": True})
+        if self.target.dialect == "responses":
+            return self.response()
         if self.target.dialect != "own":
             return self.completion()
         said: dict[str, object] = {"message": MESSAGE}
@@ -350,6 +386,14 @@ class Client:
         if self.streamed:
             said["stream"] = True
         return TO_JSON.encode(said)
+
+    def response(self) -> bytes:
+        asked: dict[str, object] = {"model": "bench-model", "input": MESSAGE}
+        if self.session_id:
+            asked["previous_response_id"] = self.session_id
+        if self.streamed:
+            asked["stream"] = True
+        return TO_JSON.encode(asked)
 
     def completion(self) -> bytes:
         if not self.session_id:

@@ -83,11 +83,17 @@ class Place:
 
     @contextmanager
     def server(
-        self, name: str, model_url: str, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        model_url: str,
+        environment: dict[str, str] | None = None,
+        prepare: Callable[[Path], None] = lambda _: None,
     ) -> Iterator[Server]:
-        """One that `recipe` knows, on the servers' core, with nothing stored."""
+        """One that `recipe` knows, on the servers' core, with nothing stored but what `prepare`
+        puts into its folder."""
         port = free_port()
         with TemporaryDirectory(dir=self.directory, prefix=name) as kept:
+            prepare(Path(kept))
             command, variables, ready = recipe(name, port, model_url, Path(kept))
             variables = ENVIRONMENT | variables | (environment or {})
             log_name = self.directory / f"{name}.log"

@@ -202,7 +202,9 @@ async def ask_all(url: str, diary: Diary, http: aiohttp.ClientSession) -> Told:
         async with gate:
             told.messages[session] = await _read_session(f"{url}/api/chat-sessions/{session}", http)
 
-    await asyncio.gather(*map(ask_turn, ids), *map(ask_session, sessions))
+    await asyncio.gather(*map(ask_turn, ids))
+    # Not before: a turn whose client hung up may have gone on until just now.
+    await asyncio.gather(*map(ask_session, sessions))
     return told
 
 

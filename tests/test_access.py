@@ -5,10 +5,13 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +45,25 @@ class Site:
 
     def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
-        for name in ("ann", "bob", "root"):
-            admin = ("--admin",) if name == "root" else ()
-            password = ("--password-stdin",) if name == "ann" else ("--no-password",)
-            stdin = PASSWORD + "\n" if name == "ann" else ""
-            turnkeeper(folder, "users", "create", name, *admin, *password, stdin=stdin)
-        self.keys = {
-            name: turnkeeper(folder, "keys", "create", name).strip()
-            for name in ("ann", "bob", "root")
-        }
+        made, self.keys = _peopled()
+        shutil.copy(Path(made.name) / DATABASE, folder)
         self.server = Server(folder, "--model", "eliza", "--auth", "keys", *options, env=env)
+
+
+DATABASE = "turnkeeper.db"
+
+
+@cache
+def _peopled() -> tuple[tempfile.TemporaryDirectory[str], dict[str, str]]:
+    """A folder with a database of these users, and their keys: made once, copied for each test."""
+    made = tempfile.TemporaryDirectory(prefix="turnkeeper-people-")
+    folder, names = Path(made.name), ("ann", "bob", "root")
+    for name in names:
+        admin = ("--admin",) if name == "root" else ()
+        password = ("--password-stdin",) if name == "ann" else ("--no-password",)
+        stdin = PASSWORD + "\n" if name == "ann" else ""
+        turnkeeper(folder, "users", "create", name, *admin, *password, stdin=stdin)
+    return made, {name: turnkeeper(folder, "keys", "create", name).strip() for name in names}
 
 
 @pytest.fixture
@@ -94,7 +106,7 @@ def cookie_of(headers: Any) -> str:
 
 async def test_a_key_may_be_shown_in_two_ways(site: Site, http: aiohttp.ClientSession) -> None:
     key = site.keys["ann"]
-    me = {"user": {"username": "ann", "role": "user"}}
+    me = {"user": {"username": "ann", "role": "user"}, "left": []}
     for headers in (
         {"Authorization": f"Bearer {key}"},
         {"Authorization": f"bearer  {key}"},

@@ -54,6 +54,7 @@ EVERYTHING = {
     "on_disconnect": "cancel",
     "concurrency": "interrupt",
     "idle_timeout": 60,
+    "max_age": 3600,
 }
 
 

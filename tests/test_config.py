@@ -39,7 +39,7 @@ def test_the_admins_key_is_long_and_never_shown(tmp_path: Path) -> None:
 
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
     names = tuple(setting.name for setting in SETTINGS)
-    assert (*names, "providers", "deployments", "has_file") == Config.__struct_fields__
+    assert (*names, "providers", "deployments", "limits", "has_file") == Config.__struct_fields__
 
 
 def test_command_line_before_environment_before_dotenv_before_toml(tmp_path: Path) -> None:

@@ -102,3 +102,10 @@ def test_a_report_costs_next_to_nothing() -> None:
             counts.learn("m", 10_000, 2500)
         took.append((time.perf_counter() - began) / 2000)
     assert min(took) < 5e-6  # measured: 1.1 µs; a busy machine takes more
+
+
+def test_the_likely_count_is_the_mean_of_the_reports() -> None:
+    counts = taught(4.0)
+    assert counts.bytes_per_token("m") <= counts.likely_bytes_per_token("m")
+    assert 3.8 < counts.likely_bytes_per_token("m") < 4.2
+    assert counts.likely_bytes_per_token("other") == BYTES_PER_TOKEN

@@ -116,7 +116,10 @@ FORGERIES = {
     ),
     "a message more is hidden": (diary.SUMS, "UPDATE sessions SET hidden_count = hidden_count + 1"),
     "a session weighs less": (diary.SUMS, "UPDATE sessions SET weight = weight - 1"),
-    "a checkpoint is left": (diary.LEFTOVERS, "INSERT INTO checkpoints VALUES ('s', 1, 0, 'x')"),
+    "a checkpoint is left": (
+        diary.LEFTOVERS,
+        "INSERT INTO checkpoints VALUES ('s', 1, 0, 'x', NULL)",
+    ),
 }
 
 

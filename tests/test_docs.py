@@ -170,7 +170,7 @@ def test_the_example_of_a_turn_has_its_fields() -> None:
 def test_every_route_is_documented_and_no_other() -> None:
     text = "".join(path.read_text("utf-8") for path in PAGES)
     prefixes = "|".join(prefix for dialect in DIALECTS for prefix in dialect.prefixes)
-    route = rf"`((?:GET|POST|PUT|PATCH|DELETE) (?:{prefixes})(?![\w-])[^`?\s]*)"
+    route = rf"`((?:GET|POST|PUT|PATCH|DELETE|WEBSOCKET) (?:{prefixes})(?![\w-])[^`?\s]*)"
     documented = set(re.findall(route, text))
     assert documented == {f"{r.method} {r.path}" for dialect in DIALECTS for r in dialect.routes}
 
@@ -180,6 +180,22 @@ def test_every_module_has_its_line() -> None:
     modules = {file.relative_to(SOURCE) for file in SOURCE.rglob("*.py")}
     packages = {f"{file.parent}/" for file in modules if file.name == "__init__.py"} - {"./"}
     assert documented == packages | {str(f) for f in modules if f.name != "__init__.py"}
+
+
+# --- Tests that are named ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_test_that_a_page_names_is_there(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text("utf-8")):
+        assert re.search(rf"^(async )?def {name}\(", page(file), re.MULTILINE), f"{file}::{name}"
+
+
+def test_every_point_of_the_security_page_names_a_test() -> None:
+    points = re.split(r"^## (?=\d+\. )", page("docs/security.md"), flags=re.MULTILINE)[1:]
+    assert len(points) == 10
+    for point in points:
+        assert "`tests/" in point, point.splitlines()[0]
 
 
 # --- Links -------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ Through raw sockets, since no HTTP library would send most of this.
 """
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -494,6 +497,33 @@ async def test_over_https_browsers_are_told_to_stay_there(tmp_path: Path) -> Non
     with Server(tmp_path, "--model", "eliza", *public) as server:
         headers = (await ask(server, LIVE)).headers
         assert headers["strict-transport-security"] == "max-age=31536000"
+
+
+async def test_a_page_may_do_no_more_than_it_needs(server: Server) -> None:
+    """Its own script and style, by their hashes; nobody frames it, nothing comes from elsewhere."""
+    reader, writer = await connect(server)
+    writer.write(b"GET / HTTP/1.1\r\nAccept: text/html\r\n" + HOST + b"\r\n")
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    lines = head.split("\r\n")[1:]
+    headers = dict(line.split(": ", 1) for line in lines if line)
+    html = (await reader.readexactly(int(headers["content-length"]))).decode()
+    writer.close()
+    policy = dict(
+        part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";")
+    )
+    for name in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+        assert policy[name] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert policy["img-src"] == "data:"
+    for tag in ("script", "style"):
+        [inline] = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert not re.search(r"\son\w+=|javascript:|\sstyle=|<(script|iframe)\s", html)
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert "camera=()" in headers["permissions-policy"]
+    assert "server" not in headers
 
 
 async def test_else_they_are_not(server: Server) -> None:

@@ -95,6 +95,9 @@ async def test_much_to_delete_holds_up_neither_strays_nor_turns() -> None:
         async def drop_keys(self, *_: object) -> int:
             return 0
 
+        async def drop_spent(self, *_: object) -> int:
+            return 0
+
         async def give_back_space(self) -> bool:
             return False
 

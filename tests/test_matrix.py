@@ -6,14 +6,16 @@ None. To add a dialect is to add a `Speaker` to `SPEAKERS`.
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from rig.model_server import ModelServer
 from tests.test_process import server_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Http = aiohttp.ClientSession
 
@@ -270,11 +272,28 @@ def others(act: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("other", able, ids=lambda s: s.name)
 
 
-@pytest.fixture
-async def http(tmp_path: Path, model_server: ModelServer) -> AsyncIterator[Http]:
-    with server_of(model_server, tmp_path) as server:
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def model_server() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as model:
+        yield model
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def site(
+    model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Http]:
+    with server_of(model_server, tmp_path_factory.mktemp("matrix")) as server:
         async with aiohttp.ClientSession(server.url) as http:
             yield http
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def http(site: Http) -> AsyncIterator[Http]:
+    """A server without any session."""
+    yield site
+    sessions = (await ask(site, "GET", f"{SESSIONS}?archived=any"))[0]["chat_sessions"]
+    for session in sessions:
+        await ask(site, "DELETE", f"{SESSIONS}/{session['id']}")
 
 
 async def made_by(maker: Speaker, http: Http, name: str) -> str:

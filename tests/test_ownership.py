@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from tests.test_access import Site
+from turnkeeper.dialects.exchange import WEBSOCKET
 from turnkeeper.web.app import DIALECTS
 
 ROUTES = [route for dialect in DIALECTS for route in dialect.routes]
@@ -112,6 +113,7 @@ EXAMPLES = {
     "POST /api/deployments/{name}/rollback": Example({"engineStateId": "{state}"}),
     # native: the caller
     "GET /api/me": Example(others=200),
+    "GET /api/usage": Example(others=200),
     # openai: models, chat completions
     "GET /v1/models": Example(others=200),
     "GET /v1/models/{id*}": Example(others=200),
@@ -129,6 +131,13 @@ EXAMPLES = {
     "DELETE /v1/responses/{id}": Example(),
     "POST /v1/responses/{id}/cancel": Example(own=400),  # it is over
     "GET /v1/responses/{id}/input_items": Example(),
+    "POST /v1/responses/compact": Example(
+        {"model": "eliza", "previous_response_id": "{response}"}, others=400
+    ),
+    "POST /v1/responses/input_tokens": Example({"input": "a", "conversation": "{conversation}"}),
+    "WEBSOCKET /v1/responses": Example(
+        {"type": "response.create", "input": "hello", "conversation": "{conversation}"}
+    ),
     "POST /v1/conversations": Example(others=200),
     "GET /v1/conversations": Example(others=200),
     "GET /v1/conversations/{id}": Example(),
@@ -160,9 +169,26 @@ class Callers:
     ) -> tuple[int, str, Any]:
         """Status, body and headers; `who` None is nobody. Of an endless body nothing is read."""
         headers = {} if who is None else {"X-API-Key": self._keys[who]}
+        if method == WEBSOCKET:
+            return await self._say(path, body, headers)
         async with self._http.request(method, path, json=body, headers=headers) as response:
             text = "" if endless else await response.text()
             return response.status, text, response.headers
+
+    async def _say(self, path: str, body: Any, headers: dict[str, str]) -> tuple[int, str, Any]:
+        """The status that a message gets, or the handshake before it, and all that is said."""
+        try:
+            async with self._http.ws_connect(path, headers=headers) as socket:
+                await socket.send_json(body)
+                text = await socket.receive_str()
+                if '"type":"error"' not in text:
+                    async for message in socket:
+                        text += message.data
+                        if message.data.startswith('{"type":"response.completed"'):
+                            break
+                return json.loads(text)["status"] if "error" in text[:30] else 200, text, {}
+        except aiohttp.WSServerHandshakeError as refusal:
+            return refusal.status, "", refusal.headers
 
     async def succeed(self, who: str, method: str, path: str, body: Any = None) -> Any:
         status, text, headers = await self.call(who, method, path, body)

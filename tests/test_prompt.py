@@ -274,3 +274,39 @@ def test_a_passage_gets_half_of_the_room_and_the_newest_turn_fits() -> None:
     large = history(said(100), said(800))
     assert prompt.allowance(1000, large, keep_all=False) == 200 - overhead
     assert prompt.allowance(1000, large, keep_all=True) == 100 - overhead
+
+
+USER, ASSISTANT = Message("user", "u"), Message("assistant", "a")
+RULE, CALL, RESULT = Message("developer", "d"), ToolCall("c", "f", "{}"), ToolResult("c", "r")
+
+
+@pytest.mark.parametrize(
+    ("items", "lengths"),
+    [
+        ((), []),
+        ((USER,), [1]),
+        ((RULE, USER, ASSISTANT), [3]),
+        ((USER, ASSISTANT, USER, ASSISTANT), [2, 2]),
+        ((USER, CALL, RESULT, ASSISTANT, USER), [4, 1]),
+        ((ASSISTANT, ASSISTANT, USER), [2, 1]),
+        ((USER, USER, ASSISTANT, RULE, USER), [3, 2]),
+    ],
+)
+def test_a_turn_begins_where_a_client_speaks_after_a_model(
+    items: tuple[Item, ...], lengths: list[int]
+) -> None:
+    turns = prompt.turns_of(items)
+    assert [len(turn) for turn in turns] == lengths
+    assert tuple(itertools.chain(*turns)) == items
+
+
+def test_of_a_clients_words_the_newest_stay_and_rules_before_them() -> None:
+    rule = Message("developer", "Be brief.")
+    turns = [said(100, number) for number in range(5)]
+    items = history((rule, *turns[0]), *turns[1:]).items
+    each = item_weight(turns[0][0])
+    users = [turn[0] for turn in turns]
+    assert prompt.words_of_client(items, 10_000) == (rule, *users)
+    assert prompt.words_of_client(items, item_weight(rule) + 2 * each) == (rule, *users[-2:])
+    assert prompt.words_of_client(items, item_weight(rule) + 2 * each - 1) == (rule, users[-1])
+    assert prompt.words_of_client(items, 0) == ()

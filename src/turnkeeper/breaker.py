@@ -6,7 +6,7 @@ Pure: the clock and randomness are arguments. Does not know how a model is calle
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from turnkeeper.errors import ProviderError, ProviderFault
 
@@ -43,6 +43,11 @@ class Breakers:
         self._clock = clock
         self._jitter = jitter
         self._breakers: dict[tuple[str, str], Breaker] = {}
+
+    @property
+    def resting(self) -> Mapping[tuple[str, str], bool]:
+        """Whether it rests, for each model that was called, by provider and id."""
+        return {who: breaker.rests for who, breaker in self._breakers.items()}
 
     def guard(self, provider: str, model: str, has_begun: Callable[[], bool]) -> "Guarded":
         """What one call is made within. `has_begun` says whether a word of its reply has come."""

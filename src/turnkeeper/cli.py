@@ -92,6 +92,7 @@ _OF_A_SERVER = (
     "body_limit",
     "header_timeout",
     "body_timeout",
+    "socket_lifetime",
     "queue_limit",
     "queue_timeout",
     "durability",

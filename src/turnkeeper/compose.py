@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 
 from turnkeeper.accounts import ADMIN, Accounts, LoginRules
@@ -24,6 +25,7 @@ from turnkeeper.counts import Counts
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.domain import (
+    Limits,
     make_document_id,
     make_revision_id,
     make_section_id,
@@ -31,8 +33,10 @@ from turnkeeper.domain import (
 )
 from turnkeeper.engine import Engine
 from turnkeeper.errors import ConfigError, StoreUnavailable
-from turnkeeper.keeper import Keeper
+from turnkeeper.gate import Gate
+from turnkeeper.keeper import Keeper, keep_books
 from turnkeeper.library import Library
+from turnkeeper.limits import Rules
 from turnkeeper.plans import Plans
 from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
@@ -49,7 +53,10 @@ from turnkeeper.stores.sqlite import (
     write_address,
 )
 from turnkeeper.stores.store import Driver, SqlStore
+from turnkeeper.stores.usage import SqlUsage
+from turnkeeper.usage import UsageBook
 from turnkeeper.web.app import Web
+from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
 
@@ -101,7 +108,8 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
         async with open_parts(config) as parts:
-            server = _Guest(_web(parts, config), parts.engine, 0, _patience(config))
+            web = _web(parts, config)
+            server = _Guest(web, parts.engine, 0, _patience(config))
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
             try:
@@ -110,6 +118,7 @@ async def open_server(config: Config) -> AsyncIterator[str]:
                 yield _address(listener)
             finally:
                 await parts.engine.drain(0)
+                await web.hang_up()
                 server.should_exit = True
                 await serving
 
@@ -173,18 +182,26 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 accounts = await _open_accounts(SqlAccounts(driver), config)
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
-                parts = await _assemble(store, documents, plans, accounts, config)
+                usage = UsageBook(SqlUsage(driver), now=_now)
+                parts = await _assemble(store, documents, plans, accounts, config, usage=usage)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
-            keeper = Keeper(store, counts, parts.engine.settle_strays, now=_now)
-            keeping = asyncio.create_task(keeper.run())
+            settle_strays = parts.engine.settle_strays
+            keeper = Keeper(store, counts, settle_strays, usage.keep, now=_now)
+            keeping = {
+                asyncio.create_task(keeper.run()),
+                asyncio.create_task(keep_books(parts.gate)),
+            }
             try:
                 yield parts
             finally:
-                keeping.cancel()
-                await asyncio.wait({keeping})
+                for task in keeping:
+                    task.cancel()
+                await asyncio.wait(keeping)
                 await parts.engine.drain(0)
+                await parts.gate.keep()
                 await keeper.keep_counts()
+                await usage.keep()
                 if accounts is not None:
                     accounts.close()
         finally:
@@ -206,6 +223,8 @@ async def _assemble(
     plans: Plans,
     accounts: Accounts | None,
     config: Config,
+    *,
+    usage: UsageBook,
 ) -> Parts:
     entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
@@ -219,16 +238,18 @@ async def _assemble(
     )
     blueprints = {entry.name: entry.blueprint for entry in entries}
     await deployments.adopt(blueprints, complete=config.has_file)
+    gate = Gate(store, _rules(config), now=_now, tick=time.monotonic)
     engine = Engine(
         store,
         offers,
         plans,
         _policy(config, default),
+        gate,
         background=documents.get_passage,
         now=_now,
         new_id=new_id,
     )
-    sessions = Sessions(store, engine, plans, default, now=_now, new_id=new_id)
+    sessions = Sessions(store, engine, plans, default, gate, now=_now, new_id=new_id)
     library = Library(
         documents,
         sessions,
@@ -237,7 +258,7 @@ async def _assemble(
         new_document_id=lambda: new_id(make_document_id),
         new_section_id=lambda: new_id(make_section_id),
     )
-    return Parts(engine, sessions, deployments, library, accounts)
+    return Parts(engine, sessions, deployments, library, usage, gate, accounts)
 
 
 async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
@@ -294,6 +315,11 @@ def _policy(config: Config, deployment: str) -> Policy:
     )
 
 
+def _rules(config: Config) -> Rules:
+    server = Limits(running_turns=config.max_turns, open_streams=config.max_streams)
+    return msgspec.structs.replace(config.limits, server=server)
+
+
 def _web(parts: Parts, config: Config) -> Web:
     return Web(
         parts,
@@ -301,6 +327,7 @@ def _web(parts: Parts, config: Config) -> Web:
         config.body_limit,
         config.public_url,
         proxies=frozenset(config.proxies),
+        socket_lifetime=config.socket_lifetime,
     )
 
 
@@ -450,12 +477,17 @@ class _Server(uvicorn.Server):
 
     def __init__(self, web: Web, engine: Engine, grace: float, patience: Patience) -> None:
         protocol: Any = partial(Protocol, patience=patience)  # uvicorn only ever calls it
+        frames: Any = partial(Frames, patience=patience.body)
         super().__init__(
             uvicorn.Config(
                 web,
                 loop="none",
                 http=protocol,
-                ws="none",
+                ws=frames,
+                ws_max_size=web.body_limit,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PONG_SECONDS,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -466,6 +498,7 @@ class _Server(uvicorn.Server):
                 backlog=2048,
             )
         )
+        self._web = web
         self._engine = engine
         self._grace = grace
         self._announce: Callable[[], None] = lambda: None
@@ -504,6 +537,7 @@ class _Server(uvicorn.Server):
             if not drained.done():
                 drained.cancel()
                 await self._engine.drain(0)
+            await self._web.hang_up()
         finally:
             # From here on clients are cut off on purpose, which uvicorn would log as errors.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -17,6 +17,7 @@ from dotenv import dotenv_values
 from turnkeeper.contracts import Durability
 from turnkeeper.domain import Blueprint
 from turnkeeper.errors import ConfigError
+from turnkeeper.limits import Rules
 from turnkeeper.settings import SETTINGS, Setting, read_http_url
 from turnkeeper.tables import (
     DEFAULT_DEPLOYMENT,
@@ -24,6 +25,7 @@ from turnkeeper.tables import (
     ModelEntry,
     ProviderEntry,
     read_deployments,
+    read_limits,
     read_providers,
 )
 
@@ -68,7 +70,10 @@ class Config(msgspec.Struct, frozen=True):
     body_limit: int
     header_timeout: float
     body_timeout: float
+    socket_lifetime: float
     queue_limit: int
+    max_turns: int | None
+    max_streams: int | None
     queue_timeout: float
     attempts: int
     connect_timeout: float
@@ -80,6 +85,7 @@ class Config(msgspec.Struct, frozen=True):
     grace: float
     providers: tuple[ProviderEntry, ...] = ()
     deployments: tuple[DeploymentEntry, ...] = ()
+    limits: Rules = Rules()
     has_file: bool = False  # whether a file was read, which then defines all its deployments
 
     def __repr__(self) -> str:
@@ -136,10 +142,13 @@ def read_config(
     variables = {**dotenv, **{name: text for name, text in environment.items() if text}}
     providers = read_providers(file.providers, values, variables, problems)
     deployments = read_deployments(file.deployments, values, file.folder, problems)
+    limits = read_limits(file.limits, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     has_file = options.get("config") is not None
-    return Config(**values, providers=providers, deployments=deployments, has_file=has_file)
+    return Config(
+        **values, providers=providers, deployments=deployments, limits=limits, has_file=has_file
+    )
 
 
 def read_setting(
@@ -192,11 +201,12 @@ class _File(msgspec.Struct, frozen=True):
     texts: Mapping[str, str]
     providers: Any
     deployments: Any
+    limits: Any
     folder: Path
 
 
 def _read_toml(path: str | None, problems: list[str]) -> _File:
-    nothing = _File({}, {}, {}, Path())
+    nothing = _File({}, {}, {}, {}, Path())
     if path is None:
         return nothing
     try:
@@ -205,6 +215,7 @@ def _read_toml(path: str | None, problems: list[str]) -> _File:
         problems.append(f"config {path} cannot be read: {error}")
         return nothing
     providers, deployments = toml.pop("providers", {}), toml.pop("deployments", {})
+    limits = toml.pop("limits", {})
     settings = {setting.name: setting for setting in SETTINGS}
     texts: dict[str, str] = {}
     for name, value in toml.items():
@@ -216,7 +227,7 @@ def _read_toml(path: str | None, problems: list[str]) -> _File:
             texts[name] = str(value)
         else:
             problems.append(f"{name} in {path} must be a plain value")
-    return _File(texts, providers, deployments, Path(path).parent)
+    return _File(texts, providers, deployments, limits, Path(path).parent)
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -39,6 +39,7 @@ from turnkeeper.domain import (
     SessionFilter,
     SessionSummary,
     Summary,
+    Sums,
     TokenCount,
     Turn,
     TurnRef,
@@ -46,6 +47,7 @@ from turnkeeper.domain import (
     Version,
 )
 from turnkeeper.events import ProviderEvent
+from turnkeeper.limits import Spent, Subject
 
 Source = Literal["file", "api"]
 
@@ -56,6 +58,17 @@ Durability = Literal["power", "process"]
 # From the section that a session is the chat of to what a model is shown of it: as it is now, None
 # if it is gone. May raise `StoreUnavailable`.
 Background = Callable[[str], Awaitable[Passage | None]]
+
+# Told of a turn that is about to be stored: its session's id, its basis, and the weight of all
+# that its prompt could show.
+Admit = Callable[[str, Basis, int], None]
+
+
+class Quota(msgspec.Struct, frozen=True):
+    """How many sessions there may be of an owner; a user's include those of its end users."""
+
+    owner: str
+    sessions: int
 
 
 class NewTurn(msgspec.Struct, frozen=True):
@@ -72,6 +85,9 @@ class NewTurn(msgspec.Struct, frozen=True):
             undoes the turn.
         queue_limit: how many turns may wait in one session.
         revisions: those the caller knows already, by id, so that they need not be read.
+        admit: told of the session's id, what `choose` is told, and that twice if that is. What it
+            raises undoes the turn.
+        quotas: how many sessions there may be, if one has to be created.
         kept: what is to be kept with the session from now on; the basis has it already.
         key: the caller's own name for the request.
         after: the turn that this one answers to, which must be its session's newest but for such
@@ -96,6 +112,8 @@ class NewTurn(msgspec.Struct, frozen=True):
     after: TurnRef | None = None
     data: str | None = None
     bare: bool = False
+    admit: Admit | None = None
+    quotas: Sequence[Quota] = ()
 
 
 class NewVersion(msgspec.Struct, frozen=True):
@@ -118,6 +136,7 @@ class NewVersion(msgspec.Struct, frozen=True):
     now: int
     retried: int | None = None
     key: IdempotencyKey | None = None
+    admit: Admit | None = None
 
 
 class BegunTurn(msgspec.Struct, frozen=True):
@@ -159,6 +178,7 @@ class NewSession(msgspec.Struct, frozen=True):
     now: int
     section: str | None = None
     key: IdempotencyKey | None = None
+    quotas: Sequence[Quota] = ()
 
 
 class NewSection(msgspec.Struct, frozen=True):
@@ -301,6 +321,7 @@ class Store(Protocol):
             NotNewest: something that prompts show has been said since the turn to come `after`.
             TurnNotFound: there is no such turn to come `after`.
             QueueFull: `queue_limit` turns wait already.
+            QuotaExceeded: a session would have to be made, and there are as many as may be.
             SessionBusy: another turn is not over, and the basis says to refuse this one then.
             KeyReused: the key was used for another request.
         """
@@ -373,6 +394,7 @@ class Store(Protocol):
         Raises:
             DeploymentNotFound: there is no such deployment.
             KeyReused: the key was used for another request.
+            QuotaExceeded: there are as many sessions as may be.
             SessionNotFound: what was made under it is gone.
         """
         ...
@@ -428,6 +450,7 @@ class Store(Protocol):
         now: int,
         *,
         key: IdempotencyKey | None = None,
+        quotas: Sequence[Quota] = (),
     ) -> Session:
         """Make a session of its own that holds what this one does, up to and with message `at`.
 
@@ -440,6 +463,7 @@ class Store(Protocol):
         Raises:
             SessionNotFound: as for `get_session`.
             MessageNotFound: `at` is not listed in the session.
+            QuotaExceeded: there are as many sessions as may be.
             TurnNotFound: there is no turn `at` in the session.
             SessionBusy: it is not over.
         """
@@ -783,6 +807,22 @@ class Store(Protocol):
         """Keep these, each in place of what was kept of its model."""
         ...
 
+    async def get_spent(self, subject: Subject) -> Sequence[Spent]:
+        """What was kept of a subject's days and months; they may be over."""
+        ...
+
+    async def keep_spent(self, spent: Sequence[Spent]) -> None:
+        """Keep these, each in place of what was kept of the same subject and measure."""
+        ...
+
+    async def drop_spent(self, now: int, limit: int) -> int:
+        """Remove what was kept of days and months that are over, at most `limit`; how many."""
+        ...
+
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        """Whether something was begun or made under a key, for the same request."""
+        ...
+
     async def ping(self) -> None:
         """Return if the store can be read and written, as far as is known.
 
@@ -792,6 +832,36 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun, then let go of the database."""
+        ...
+
+
+UsageBy = Literal["day", "model", "user", "deployment", "end_user"]
+
+
+class UsageStore(Protocol):
+    """Keeps what was used. It outlives the sessions that it was used in.
+
+    Each turn that ends is counted by `Store` in the transaction that ends it, and one that is
+    deleted before it has ended as cancelled: none twice, none never.
+    """
+
+    async def fold(self, requests: Mapping[tuple[str, str], int], limit: int) -> int:
+        """Add at most `limit` turns to the sums that are read quickly; how many they were.
+
+        `requests` are counted with them, by owner and day (`YYYY-MM-DD`, in UTC): those of users
+        that there are not, and who have no sessions, as everybody's alone.
+        """
+        ...
+
+    async def list_usage(
+        self, owner: str | None, by: UsageBy, first: str, last: str
+    ) -> Mapping[str, Sums]:
+        """What was used from day `first` up to and with day `last`, in UTC, by what is told apart.
+
+        `owner` None is everybody, and a user is all of the user's end users too. A turn belongs
+        to the day it ended on. Requests have no model and no deployment: there, none are counted.
+        By `end_user` it is only what was used for one.
+        """
         ...
 
 

@@ -40,6 +40,11 @@ class Counts:
         learned = self._learned.get(model)
         return BYTES_PER_TOKEN if learned is None else learned.guess
 
+    def likely_bytes_per_token(self, model: str) -> float:
+        """The mean of what was reported: for a count that nothing depends on."""
+        learned = self._learned.get(model)
+        return BYTES_PER_TOKEN if learned is None else learned.mean
+
     def error(self, model: str) -> float:
         """By what part of what was reported the guesses at a model are wrong, in the mean.
 

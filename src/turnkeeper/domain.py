@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from turnkeeper.errors import InvalidRequest, SessionNotFound
+from turnkeeper.histograms import Spread
 
 # --- Ids ---------------------------------------------------------------------------------------
 
@@ -246,6 +247,21 @@ class KeptItem(msgspec.Struct, frozen=True):
     weight: int
 
 
+def divide(items: Sequence[KeptItem]) -> tuple[Sequence[KeptItem], Sequence[KeptItem]]:
+    """The items of a turn: what it answers, which may hold older replies, and its own reply."""
+    place = len(items)
+    while place and _is_made(items[place - 1].item):
+        place -= 1
+    return items[:place], items[place:]
+
+
+def _is_made(item: Item) -> bool:
+    """Whether it may be of a model's making, and not of a client's alone."""
+    if isinstance(item, Message):
+        return item.role == "assistant"
+    return isinstance(item, Reasoning | ToolCall)
+
+
 class History(msgspec.Struct, frozen=True):
     """The newest part of a session, up to and with the items of one turn.
 
@@ -415,6 +431,7 @@ class Ending(msgspec.Struct, frozen=True):
         items: all that the reply consists of, in order, where that is more than its text.
         finish: why the model stopped.
         cuts: how the reply came in pieces (`reply.Reply.cuts`), where someone counted them.
+        first_delta: ms from the message to the first word; None if there was none.
     """
 
     status: TurnStatus
@@ -427,6 +444,14 @@ class Ending(msgspec.Struct, frozen=True):
     items: tuple[Item, ...] = ()
     finish: Finish | None = None
     cuts: str | None = None
+    first_delta: int | None = None
+
+
+class Compacted(msgspec.Struct, frozen=True):
+    """What can stand in the place of a conversation, and what it cost to have it told."""
+
+    items: tuple[Item, ...]
+    usage: Usage
 
 
 # --- Requests that are sent again ----------------------------------------------------------------
@@ -1045,3 +1070,44 @@ def split_owner(owner: str) -> tuple[str, str | None]:
 def is_for(owner: str, of: str) -> bool:
     """Whether `owner` may see what belongs to the owner `of`."""
     return of == owner or of.partition("/")[0] == owner
+
+
+# --- What was used -----------------------------------------------------------------------------
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """What some requests, and turns that have ended, have used together.
+
+    Attributes:
+        duration: ms that those that were completed took, together; `durations` how they are
+            spread.
+        first_delta: ms that it took until the first word, together; `first_deltas` how they are
+            spread.
+    """
+
+    requests: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    interrupted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    duration: int = 0
+    first_delta: int = 0
+    durations: Spread = Spread()
+    first_deltas: Spread = Spread()
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.requests + other.requests,
+            self.completed + other.completed,
+            self.failed + other.failed,
+            self.cancelled + other.cancelled,
+            self.interrupted + other.interrupted,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.duration + other.duration,
+            self.first_delta + other.first_delta,
+            self.durations + other.durations,
+            self.first_deltas + other.first_deltas,
+        )

@@ -9,12 +9,15 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from math import ceil
+from typing import Any, TypeVar
 
 import msgspec
 
 from turnkeeper import prompt
 from turnkeeper.contracts import (
+    Admit,
     Background,
     BegunTurn,
     NewTurn,
@@ -27,6 +30,7 @@ from turnkeeper.domain import (
     NO_OPTIONS,
     Basis,
     ById,
+    Compacted,
     History,
     IdempotencyKey,
     Item,
@@ -42,6 +46,7 @@ from turnkeeper.domain import (
     Turn,
     TurnRef,
     TurnStatus,
+    Usage,
     check_text,
     counts_as_message,
     is_for,
@@ -58,16 +63,35 @@ from turnkeeper.errors import (
     UnknownModel,
 )
 from turnkeeper.following import SessionFollower
+from turnkeeper.gate import Gate, Ticket, Unread
 from turnkeeper.lives import Begin, Lives
-from turnkeeper.making import Maker, Work
+from turnkeeper.making import Maker, Work, add_usage
+from turnkeeper.observer import NOBODY, Observer
 from turnkeeper.offers import Offers
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply, Taken
+from turnkeeper.summaries import Summaries, compactable
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 _LOOKS = (0, 0, 0.05, 0.5)  # seconds after each look for a turn whose coroutine may be late
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What goes on in an engine at one moment.
+
+    Attributes:
+        passing: replies in the making of which nothing is kept.
+        resting: whether a model is left alone, for each that was called, by provider and id.
+    """
+
+    running: int
+    queued: int
+    resting: Mapping[tuple[str, str], bool]
+    passing: int
 
 
 class Engine:
@@ -79,20 +103,25 @@ class Engine:
         offers: Offers,
         plans: Plans,
         policy: Policy,
+        gate: Gate,
         *,
         background: Background,
         now: Callable[[], int],
         new_id: Callable[[], str],
         jitter: Callable[[], float] = random.random,
+        observer: Observer = NOBODY,
     ) -> None:
         """`offers` has one at least.
 
         `now` gives milliseconds since 1970, `new_id` an unguessable session id.
         `jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread.
+        `observer` is told of turns that are over.
         """
         self._store = store
         self._policy = policy
-        self._maker = Maker(policy, store, plans.counts, jitter=jitter)
+        self._gate = gate
+        self._maker = Maker(policy, store, plans.counts, jitter=jitter, observer=observer)
+        self._summaries = Summaries(store, plans.counts)
         self._now = now
         self._new_id = new_id
         self._offers = offers.by_id
@@ -106,8 +135,9 @@ class Engine:
             background=background,
             now=now,
             on_begun=self._tell_watchers,
+            observer=observer,
         )
-        self._passing: set[asyncio.Task[None]] = set()  # of which nothing is kept
+        self._passing: set[asyncio.Task[Any]] = set()  # of which nothing is kept
         self._watchers: dict[str, set[SessionFollower]] = {}  # by the session they follow
         self._loop = asyncio.get_running_loop()
 
@@ -115,6 +145,16 @@ class Engine:
     def stopping(self) -> bool:
         """Whether no more turns are taken."""
         return self._lives.stopping
+
+    @property
+    def load(self) -> Load:
+        """What goes on just now."""
+        return Load(
+            self._lives.running,
+            self._lives.queued,
+            self._maker.breakers.resting,
+            len(self._passing),
+        )
 
     # --- What callers do -----------------------------------------------------------------------
 
@@ -138,7 +178,8 @@ class Engine:
 
         Raises:
             BlankMessage, MessageTooLong, InvalidRequest, UnknownModel, SessionNotFound,
-            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable:
+            ContextTooLong, QueueFull, SessionBusy, KeyReused, ServerStopping, StoreUnavailable,
+            RateLimited, QuotaExceeded, Overloaded:
                 nothing was stored.
             TurnNotFound: the turn of that key is gone.
         """
@@ -182,6 +223,7 @@ class Engine:
         """
         weight = prompt.weigh(items)
         asked = self.check_model(model)
+        ticket = await self._ticket(owner, _longest(items), key)
 
         def choose(basis: Basis, total_weight: int) -> ModelChoice:
             return self._plans.make(basis, asked, options).choose(weight, total_weight)
@@ -203,8 +245,14 @@ class Engine:
             after=after,
             data=data,
             bare=bare,
+            admit=self._admission(ticket, asked, options),
+            quotas=() if ticket is None else self._gate.quotas(owner),
         )
-        return await self._begin(owner, lambda: self._store.begin_turn(new), asked, options)
+
+        def begin() -> Awaitable[BegunTurn | TurnRef]:
+            return self._store.begin_turn(new)
+
+        return await self._begin(owner, begin, asked, options, ticket)
 
     async def answer_anew(
         self,
@@ -271,7 +319,7 @@ class Engine:
         words = self.check_message(text)
         version = self._version(owner, session, model, key, weight=item_weight(words))
         version = msgspec.structs.replace(version, message=message, words=words)
-        return await self._begin_version(version)
+        return await self._begin_version(version, len(text))
 
     def _version(
         self,
@@ -300,11 +348,34 @@ class Engine:
             key=key,
         )
 
-    async def _begin_version(self, new: NewVersion) -> Taken:
+    async def _begin_version(self, new: NewVersion, length: int = 0) -> Taken:
+        """`length` is that of the words it brings with it."""
+        ticket = await self._ticket(new.owner, length, new.key)
+        new = msgspec.structs.replace(new, admit=self._admission(ticket, new.model, NO_OPTIONS))
+
         def begin() -> Awaitable[BegunTurn | TurnRef]:
             return self._store.begin_version(new)
 
-        return await self._begin(new.owner, begin, new.model, NO_OPTIONS)
+        return await self._begin(new.owner, begin, new.model, NO_OPTIONS, ticket)
+
+    async def _ticket(self, owner: str, length: int, key: IdempotencyKey | None) -> Ticket | None:
+        """What a turn over a message of `length` is admitted by; None if that needs nothing."""
+        if not self._gate.has_asker:
+            return None
+        self._gate.check_length(length, owner)
+        return await self._gate.ticket(owner, keyed=key is not None)
+
+    def _admission(
+        self, ticket: Ticket | None, model: str | None, options: Options
+    ) -> Admit | None:
+        if ticket is None:
+            return None
+
+        def admit(session_id: str, basis: Basis, total_weight: int) -> None:
+            plan = self._plans.make(basis, model, options)
+            ticket.reserve(session_id, plan.estimate(total_weight))
+
+        return admit
 
     async def generate(self, owner: str, deployment: str, variables: Mapping[str, str]) -> str:
         """One reply to a deployment's prompt alone, of which nothing is kept.
@@ -325,14 +396,15 @@ class Engine:
         prompt.check_room(first.offer.model, room, plan.frame_weight, rate, "prompt")
         turn = Turn(TurnRef("", 0), TurnStatus.RUNNING, first.offer.model.id, self._now())
         work = Work(Reply(owner, turn), _as_question(plan))
+        ticket = await self._ticket(owner, 0, None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(0))
         making = self._maker.make(work, History((), 0, 0))
-        task = self._note_passing(self._loop.create_task(making))
         try:
-            await task
-        except asyncio.CancelledError:
-            if not self.stopping:
-                raise
-            raise ServerStopping("The server is stopping; try again in a moment") from None
+            await self._pass(self._loop.create_task(making))
+        finally:
+            if ticket is not None:
+                ticket.settle(*work.spent())
         return work.reply.text
 
     async def answer_unkept(
@@ -343,11 +415,13 @@ class Engine:
         model: str | None = None,
         options: Options = NO_OPTIONS,
         before: TurnRef | SessionChoice | None = None,
+        said: tuple[Item, ...] = (),
         verbatim: bool = False,
     ) -> Reply:
         """Have items answered, and keep nothing of it; it stops when nobody follows any more.
 
-        They stand behind what was said in the session `before`, or up to that turn. With
+        They stand behind what was said in the session `before`, or up to that turn, and behind
+        what else was `said` since. With
         `verbatim` the model is shown nothing else, also if that seems too much for it.
 
         Raises:
@@ -363,13 +437,113 @@ class Engine:
         history = History((), 0, 0)
         if before is not None:
             history = await self._store.read_history(owner, before, first.room)
+        for earlier in prompt.turns_of(said):
+            history = _behind(history, earlier)
         if not verbatim:
             plan.choose(weight, history.total_weight + weight)
         ref = TurnRef(self._new_id(), 1)
         turn = Turn(ref, TurnStatus.RUNNING, first.offer.model.id, self._now())
         reply = Reply(owner, turn, len(items))
-        self._note_passing(self._lives.play_unkept(reply, plan, _behind(history, items)))
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            total_weight = history.total_weight + weight
+            ticket.reserve(None, plan.estimate(total_weight, cut=not verbatim))
+        history = _behind(history, items)
+        self._note_passing(self._lives.play_unkept(reply, plan, history, ticket))
         return reply
+
+    async def compact(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        wish: str = "",
+        before: TurnRef | None = None,
+    ) -> Compacted:
+        """Have a model tell of items, and of what was said up to the turn `before` them.
+
+        Nothing is kept. `wish` is what the caller asks of what is told.
+
+        Raises:
+            UnknownModel, TurnNotFound, ContextTooLong, ServerStopping, StoreUnavailable,
+            ProviderError, and what a `gate.Ticket` refuses.
+        """
+        self._check_open()
+        plan = self._plans.make(await self._basis(owner, before), self.check_model(model))
+        first = plan.candidates[0]
+        history = History((), 0, 0)
+        if before is not None:
+            history = await self._store.read_history(owner, before, compactable(first))
+        history = _behind(history, items)
+        ticket = await self._ticket(owner, _longest(items), None)
+        if ticket is not None:
+            ticket.reserve(None, plan.estimate(history.total_weight, cut=False))
+        calls = [Usage(0, 0)]
+        telling = self._summaries.compact(history, first, wish, calls.append)
+        try:
+            made = await self._pass(self._loop.create_task(telling))
+        finally:
+            used = reduce(add_usage, calls)
+            if ticket is not None:
+                ticket.settle(used.total_tokens, plan.cost_of(first.offer.model.id, used))
+        return Compacted(made, used)
+
+    async def count_tokens(
+        self,
+        owner: str,
+        items: tuple[Item, ...],
+        *,
+        model: str | None = None,
+        options: Options = NO_OPTIONS,
+        before: TurnRef | SessionChoice | None = None,
+    ) -> int:
+        """How many tokens a prompt of these items has behind what was said `before`, about.
+
+        It is as near as what the provider has reported of this model's prompts up to now.
+
+        Raises:
+            UnknownModel, SessionNotFound, TurnNotFound, StoreUnavailable.
+        """
+        asked = self.check_model(model)
+        plan = self._plans.make(await self._basis(owner, before), asked, options)
+        weight = plan.frame_weight + prompt.weigh(items)
+        if before is not None:
+            weight += (await self._store.read_history(owner, before, 0)).total_weight
+        rate = self._plans.counts.likely_bytes_per_token(plan.candidates[0].offer.model.id)
+        return ceil(weight / rate)
+
+    async def unasked_turn(self, owner: str, *, model: str | None = None) -> Turn:
+        """A turn that is over without that any model was asked; nothing of it is kept.
+
+        Its ref names nothing that can be asked for.
+
+        Raises:
+            UnknownModel, StoreUnavailable.
+        """
+        plan = self._plans.make(await self._basis(owner, None), self.check_model(model))
+        return Turn(
+            TurnRef(self._new_id(), 1),
+            TurnStatus.COMPLETED,
+            plan.candidates[0].offer.model.id,
+            created_at=self._now(),
+            finished_at=self._now(),
+            usage=Usage(0, 0),
+        )
+
+    async def _pass(self, task: asyncio.Task[T]) -> T:
+        """What a task makes of which nothing is kept; the server's stopping ends it.
+
+        Raises:
+            ServerStopping, and what it raises.
+        """
+        self._note_passing(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            raise ServerStopping("The server is stopping; try again in a moment") from None
 
     async def _basis(self, owner: str, session: TurnRef | SessionChoice | None) -> Basis:
         """What a turn in a session is made on, or in a new one."""
@@ -380,10 +554,9 @@ class Engine:
             session = ById(session.session_id)
         return await self._store.get_basis(owner, session)
 
-    def _note_passing(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+    def _note_passing(self, task: asyncio.Task[Any]) -> None:
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
-        return task
 
     async def read_turn(self, owner: str, ref: TurnRef) -> StoredReply:
         """A turn as the store has it, with all that was said in it.
@@ -492,6 +665,10 @@ class Engine:
         for ref in gone:
             self._lives.stop_open(ref)
 
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        """Whether something was begun or made under a key, for the same request."""
+        return await self._store.was_made(key)
+
     async def ready(self) -> bool:
         """Whether turns are taken just now.
 
@@ -533,6 +710,7 @@ class Engine:
             raise MessageTooLong(
                 f"The message has {len(text)} characters; {self._policy.message_limit} are allowed"
             )
+        self._gate.check_length(len(text))
         return Message("user", check_text(text, "message"))
 
     def check_items(self, items: Sequence[Item]) -> tuple[Item, ...]:
@@ -549,6 +727,7 @@ class Engine:
                         f"A message has {len(text)} characters; {limit} are allowed"
                     )
                 check_text(text, "input")
+        self._gate.check_length(_longest(items))
         return tuple(items)
 
     def check_model(self, model: str | None) -> str | None:
@@ -567,13 +746,30 @@ class Engine:
         if self.stopping:
             raise ServerStopping("The server is stopping; try again in a moment")
 
-    async def _begin(self, owner: str, begin: Begin, model: str | None, options: Options) -> Taken:
+    async def _begin(
+        self,
+        owner: str,
+        begin: Begin,
+        model: str | None,
+        options: Options,
+        ticket: Ticket | None,
+    ) -> Taken:
         """Start the life of a turn; returns once it is stored, or was once before."""
         self._check_open()
-        found = await self._lives.begin(begin, model, options)
+        while True:
+            try:
+                found = await self._lives.begin(begin, model, options, ticket)
+                break
+            except Unread as unread:
+                await self._gate.read(unread.subject)
         if isinstance(found, TurnRef):
             return Taken(await self.follow_turn(owner, found), repeated=True)
         return Taken(found)
+
+
+def _longest(items: Sequence[Item]) -> int:
+    """The characters of the longest text in them."""
+    return max([len(text) for item in items for text in texts_of(item)], default=0)
 
 
 def _behind(history: History, items: tuple[Item, ...]) -> History:

@@ -40,6 +40,9 @@ logged whole, answered with little.
     │   ├── NotNewest           something else was said since the turn that is answered to
     │   ├── KeyReused           the idempotency key belongs to another request
     │   ├── QueueFull           too many turns already wait in this session
+    │   ├── RateLimited         as much is used up, or under way, as the caller may
+    │   │   ├── QuotaExceeded       of what is not there again soon: costs, sessions
+    │   │   └── Overloaded          as the whole server can do
     │   └── ServerStopping
     ├── ProviderError       the model could not be reached or did not answer properly
     ├── QueueTimeout        the turn waited too long in its session's queue
@@ -230,6 +233,24 @@ class KeyReused(Refused):
 class QueueFull(Refused):
     code = "queue_full"
     retry_after = 1.0
+
+
+class RateLimited(Refused):
+    """`retry_after` is None where waiting does not help."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, sentence: str, retry_after: float | None) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class QuotaExceeded(RateLimited):
+    code = "insufficient_quota"
+
+
+class Overloaded(RateLimited):
+    code = "overloaded"
 
 
 class QueueTimeout(TurnkeeperError):

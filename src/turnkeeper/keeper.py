@@ -15,6 +15,8 @@ from turnkeeper.clock import Leaps
 from turnkeeper.contracts import Store
 from turnkeeper.counts import Counts
 from turnkeeper.errors import StoreUnavailable
+from turnkeeper.gate import Gate
+from turnkeeper.observer import NOBODY, Observer
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +25,30 @@ KEYS = 500  # forgotten in one step
 REST = 4.0  # times as long as a step took
 LEAST_REST = 0.01  # seconds
 ROUND_SECONDS = 5.0  # from one look at everything to the next, and until what is new is looked at
+BOOK_SECONDS = 0.5  # from one time that what was used of limits is kept to the next
 KEY_MILLISECONDS = 24 * 60 * 60 * 1000  # that an idempotency key is kept
 LEAP_SECONDS = 60.0  # that a clock may run ahead of the time that has passed
 DISTRUST_SECONDS = 3600.0  # for which nothing expires when it has run ahead further
+
+
+async def keep_books(
+    gate: Gate, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Keep what was used of limits, and forget who is not seen any more, until cancelled.
+
+    So often that a crash loses less than a second of counting.
+    """
+    while True:
+        await sleep(BOOK_SECONDS)
+        try:
+            await gate.keep()
+            gate.forget()
+        except Exception:
+            log.exception("What was used of limits was not kept through a fault of our own")
+
+
+async def _nothing() -> None:
+    pass
 
 
 class Keeper:
@@ -39,18 +62,23 @@ class Keeper:
         store: Store,
         counts: Counts,
         settle_strays: Callable[[], Awaitable[int]],
+        keep_usage: Callable[[], Awaitable[None]] = _nothing,
         *,
+        observer: Observer = NOBODY,
         now: Callable[[], int],
         tick: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`settle_strays` ends turns that nobody makes, and says how many they were.
+        `keep_usage` adds up what was used.
 
         `now` is the time in ms since 1970; `tick` are seconds that nobody can set.
         """
         self._store = store
         self._counts = counts
         self._settle_strays = settle_strays
+        self._keep_usage = keep_usage
+        self._observer = observer
         self._now = now
         self._tick = tick
         self._sleep = sleep
@@ -76,11 +104,14 @@ class Keeper:
                 log.exception("Nothing was tidied up through a fault of our own")
 
     async def tidy(self) -> None:
-        """What is looked at every few seconds: strays, and what was learned of how models count."""
+        """What is looked at every few seconds: strays, what was learned of how models count, and
+        what was used."""
         settled = await self._settle_strays()
         if settled:
             log.warning("%d turns that nobody made were settled as interrupted", settled)
+            self._observer.strays_settled(settled)
         await self.keep_counts()
+        await self._keep_usage()
 
     async def keep_counts(self) -> None:
         """Keep what was learned of how models count since the last time, if it can be kept."""
@@ -103,8 +134,10 @@ class Keeper:
         expired = await self._store.expire(SESSIONS, self._now())
         if expired.sessions:
             log.info("%d sessions expired", expired.sessions)
+            self._observer.sessions_expired(expired.sessions)
         dropped = await self._store.drop_keys(self._now() - KEY_MILLISECONDS, KEYS)
-        more = expired.more or dropped == KEYS
+        forgotten = await self._store.drop_spent(self._now(), KEYS)
+        more = expired.more or KEYS in (dropped, forgotten)
         return more or await self._store.give_back_space()
 
     def _believes_clock(self) -> bool:

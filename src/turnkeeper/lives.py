@@ -35,7 +35,9 @@ from turnkeeper.errors import (
     StoreUnavailable,
     TurnNotFound,
 )
+from turnkeeper.gate import Ticket
 from turnkeeper.making import Maker, Work
+from turnkeeper.observer import NOBODY, Lived, Observer
 from turnkeeper.plans import Plan, Plans
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply
@@ -66,8 +68,9 @@ class Lives:
         background: Background,
         now: Callable[[], int],
         on_begun: Callable[[TurnRef], None],
+        observer: Observer = NOBODY,
     ) -> None:
-        """`on_begun` is told of each turn as soon as it is stored."""
+        """`on_begun` is told of each turn as soon as it is stored, `observer` when it is over."""
         self._store = store
         self._plans = plans
         self._maker = maker
@@ -75,6 +78,7 @@ class Lives:
         self._background = background
         self._now = now
         self._on_begun = on_begun
+        self._observer = observer
         self.revisions: dict[str, Revision] = {}
         self.stopping = False
         self._by_ref: dict[TurnRef, _Life] = {}
@@ -92,19 +96,36 @@ class Lives:
 
     # --- From outside --------------------------------------------------------------------------
 
-    async def begin(self, begin: Begin, model: str | None, options: Options) -> Reply | TurnRef:
+    async def begin(
+        self,
+        begin: Begin,
+        model: str | None,
+        options: Options,
+        ticket: Ticket | None = None,
+    ) -> Reply | TurnRef:
         """Start a life; returns its reply once it is stored, or the turn that had been before.
 
-        `model` and `options` are what the caller asked for. Raises what `begin` raises.
+        `model` and `options` are what the caller asked for; what `ticket` has reserved is
+        settled, whatever happens. Raises what `begin` raises.
         """
         begun: asyncio.Future[Reply | TurnRef] = self._loop.create_future()
-        self._spawn(self._live(begin, model, options, begun))
+        life = self._live(begin, model, options, begun, ticket)
+        self._spawn(life if ticket is None else _settling(life, ticket))
         return await begun
 
     @property
     def beginning(self) -> bool:
         """Whether one is on its way between the store and here."""
         return self._beginning > 0
+
+    @property
+    def running(self) -> int:
+        """How many turns are alive and do not wait in a queue."""
+        return len(self._by_ref) - self.queued
+
+    @property
+    def queued(self) -> int:
+        return sum(life.waits for life in self._by_ref.values())
 
     def find(self, ref: TurnRef) -> Reply | None:
         """The reply of a turn that is alive."""
@@ -172,7 +193,9 @@ class Lives:
         model: str | None,
         options: Options,
         begun: asyncio.Future[Reply | TurnRef],
+        ticket: Ticket | None,
     ) -> None:
+        came = self._maker.clock()
         self._beginning += 1
         try:
             stored = await begin()
@@ -193,6 +216,7 @@ class Lives:
         if plan.blueprint.on_disconnect == "cancel":
             reply.on_abandoned = lambda: self.stop(ref, TurnStatus.CANCELLED)
         life = self._by_ref[ref] = _Life(reply, plan, share=len(self._by_ref) % _SHARES)
+        life.began = came
         for number in stored.ahead:
             self.stop_open(TurnRef(ref.session_id, number))
         self._on_begun(ref)
@@ -203,6 +227,8 @@ class Lives:
             ending = await self._play(life, stored)
         finally:
             life.settled = True
+            if ticket is not None:  # before anyone is told of the end, and might begin another
+                ticket.settle(*life.spent())
         await self._end(life, ending)
 
     def _remember(self, revision: Revision) -> None:
@@ -233,7 +259,9 @@ class Lives:
         reply = life.reply
         status, failure = TurnStatus.FAILED, None
         try:
-            await self._maker.make(life, await prepared)
+            history = await prepared
+            life.started = self._maker.clock()
+            await self._maker.make(life, history)
             status = TurnStatus.COMPLETED
         except asyncio.CancelledError:
             status = life.stopped_as or TurnStatus.INTERRUPTED
@@ -255,19 +283,31 @@ class Lives:
             items=_finished_items(life, status),
             finish=_finish(life),
             cuts=reply.cuts(),
+            first_delta=None if life.first is None else int((life.first - life.began) * 1000),
         )
 
-    def play_unkept(self, reply: Reply, plan: Plan, history: History) -> asyncio.Task[None]:
-        """Make a reply of which nothing is kept; it is stopped when nobody follows it any more."""
+    def play_unkept(
+        self, reply: Reply, plan: Plan, history: History, ticket: Ticket | None
+    ) -> asyncio.Task[None]:
+        """Make a reply of which nothing is kept; it is stopped when nobody follows it any more.
+
+        What `ticket` has reserved is settled.
+        """
 
         async def play() -> None:
             life = _Life(reply, plan, share=0)
+            life.began = self._maker.clock()
             ending = await self._make(life, _at_once(history))
+            if ticket is not None:
+                ticket.settle(*life.spent())
             if ending.status is TurnStatus.INTERRUPTED and not self.stopping:
                 ending = msgspec.structs.replace(ending, status=TurnStatus.CANCELLED)
             reply.end(_ended(reply.turn, ending, self._now()), ending.items)
+            self._tell(life)
 
         def see_to_end(_: asyncio.Task[None]) -> None:
+            if ticket is not None:
+                ticket.settle(0, 0)
             if reply.ended is None:  # it was stopped before it had begun
                 reply.lose()
 
@@ -327,7 +367,9 @@ class Lives:
         deltas, cut = reply.deltas, reply.cuts(life.cut)
         try:
             await self._store.checkpoint(ref, life.checkpoints, text, cut)
-            life.kept, life.cut = length, deltas
+            life.kept = length
+            if cut is not None:  # else the first count to be kept is from the beginning
+                life.cut = deltas
             life.checkpoints += 1
         except StoreUnavailable:
             pass  # the store has said so, and that once
@@ -368,6 +410,24 @@ class Lives:
         if not ended.stored:  # it was cleared meanwhile
             ending = Ending(TurnStatus.CANCELLED, reply.text)
         reply.end(_ended(reply.turn, ending, now), ending.items)
+        self._tell(life)
+
+    def _tell(self, life: "_Life") -> None:
+        """A turn is over, and everyone who waited for it knows."""
+        reply = life.reply
+        self._observer.turn_ended(
+            Lived(
+                reply.owner,
+                reply.turn,
+                life.began,
+                life.started,
+                life.first,
+                self._maker.clock(),
+                life.calls,
+                life.shown,
+                reply.text,
+            )
+        )
 
     def _lose(self, reply: Reply) -> None:
         self._by_ref.pop(reply.turn.ref, None)
@@ -411,6 +471,19 @@ class _Life(Work):
         self.cut = 0  # the deltas whose lengths they have, where someone counts them
         self.checkpointing = False
         self.checkpointed = False  # at least one was tried
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue."""
+        return self.place is not None and not self.place.done()
+
+
+async def _settling(life: Coroutine[Any, Any, None], ticket: Ticket) -> None:
+    """A life that may never begin, or find that an earlier one had."""
+    try:
+        await life
+    finally:
+        ticket.settle(0, 0)
 
 
 def _plainer(ending: Ending) -> Ending:

@@ -38,6 +38,7 @@ from turnkeeper.events import (
     ToolCallDelta,
     UsageReport,
 )
+from turnkeeper.observer import NOBODY, Observer, ProviderCall
 from turnkeeper.plans import Candidate, Plan
 from turnkeeper.policy import Policy
 from turnkeeper.reply import Reply
@@ -61,18 +62,27 @@ class Work:
         length: characters of all that came: words, thoughts, arguments.
         is_countable: what the model was shown is made of words alone, whose tokens tell how it
             counts.
+        began: when the message came, `started` when its place in the queue had come, `first` when
+            the first of the reply came, by the maker's clock.
+        calls: what of models was called for it.
+        shown: what the last of them was asked.
     """
 
     __slots__ = (
         "asked",
+        "began",
+        "calls",
         "context",
         "finish",
+        "first",
         "is_countable",
         "length",
         "model",
         "passage",
         "plan",
         "reply",
+        "shown",
+        "started",
         "usage",
         "weight",
     )
@@ -89,14 +99,26 @@ class Work:
         self.finish: Finish | None = None
         self.length = 0
         self.is_countable = True
+        self.began = 0.0
+        self.started: float | None = None
+        self.first: float | None = None
+        self.calls: list[ProviderCall] = []
+        self.shown: Prompt | None = None
 
     def has_words(self) -> bool:
         """Whether any of the reply has come."""
         return self.reply.deltas > 0
 
+    def spent(self) -> tuple[int, int]:
+        """The tokens that were used, and what they cost in `limits.COST_UNIT`s."""
+        if self.usage is None:
+            return 0, 0
+        model = self.model or self.reply.turn.model
+        return self.usage.total_tokens, self.plan.cost_of(model, self.usage)
+
     def spend(self, usage: Usage) -> None:
         """Add what a call used."""
-        self.usage = _add(self.usage, usage)
+        self.usage = add_usage(self.usage, usage)
 
 
 class Maker:
@@ -110,6 +132,7 @@ class Maker:
         *,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
+        observer: Observer = NOBODY,
     ) -> None:
         """`jitter` gives numbers from 0 to 1, by which repeated calls to a provider are spread.
 
@@ -119,7 +142,9 @@ class Maker:
         self._counts = counts
         self._summaries = Summaries(store, counts)
         self._jitter = jitter
-        self._breakers = Breakers(clock, jitter)
+        self.clock = clock
+        self._observer = observer
+        self.breakers = Breakers(clock, jitter)
 
     async def make(self, work: Work, history: History) -> None:
         """Have the reply made by the first candidate that can.
@@ -226,11 +251,14 @@ class Maker:
         policy, jitter = self._policy, self._jitter
         delay = policy.retry_delay
         for attempt in range(1, provider.attempts + 1):
-            guard = self._breakers.guard(provider.name, asked.model, work.has_words)
+            guard = self.breakers.guard(provider.name, asked.model, work.has_words)
+            began, outcome = self.clock(), "cancelled"
             try:
                 with guard:
                     await self._listen(work, provider.stream(asked))
+                outcome = ""
             except ProviderError as error:
+                outcome = error.code
                 hopeless = not error.retryable or guard.model_rests
                 wished = error.retry_after or 0.0
                 last = attempt == provider.attempts or wished > policy.patience
@@ -240,8 +268,23 @@ class Maker:
                 log.info("Calling the model again in %.1f s: %s", pause, error.sentence)
             else:
                 return
+            finally:
+                self._note_call(work, provider.name, asked, began, outcome)
             await asyncio.sleep(pause)
             delay = min(delay * 2, policy.patience)
+
+    def _note_call(
+        self, work: Work, provider: str, asked: Prompt, began: float, outcome: str
+    ) -> None:
+        """A call is over, with an error's code as its outcome or nothing."""
+        first = work.first if work.first is not None and work.first >= began else None
+        again = bool(work.calls)
+        call = ProviderCall(
+            provider, asked.model, began, first, self.clock(), outcome or None, again
+        )
+        work.shown = asked
+        work.calls.append(call)
+        self._observer.call_ended(call)
 
     async def _listen(self, work: Work, stream: AsyncIterator[Sequence[ProviderEvent]]) -> None:
         """Take in one call's reply. However it ends, what it used is added to the work."""
@@ -262,6 +305,8 @@ class Maker:
                                 work.finish = reason
                             case _:
                                 assert_never(event)
+                    if work.first is None and reply.deltas:
+                        work.first = self.clock()
         except ProviderError:
             failed_at_once = not work.has_words()
             raise
@@ -297,7 +342,8 @@ def _with_passage(plan: Plan, passage: Passage, room: int, history: History) -> 
     return prompt.put_in_front(plan.frame, text) if text else plan.frame
 
 
-def _add(before: Usage | None, more: Usage) -> Usage:
+def add_usage(before: Usage | None, more: Usage) -> Usage:
+    """What both have spent."""
     if before is None:
         return more
     return Usage(

@@ -17,7 +17,9 @@ from turnkeeper.domain import (
     ModelChoice,
     Options,
     Sampling,
+    Usage,
 )
+from turnkeeper.limits import Estimate, cost_of
 from turnkeeper.offers import Offer, Offers
 
 _REMEMBERED = 1000  # plans, of sessions without variables
@@ -31,12 +33,14 @@ class Candidate(msgspec.Struct, frozen=True):
             the first, for which the session is read.
         whole_room: the same with what every prompt begins with.
         bytes_per_token: by which both were made of its window.
+        reply_tokens: that its reply may have, or is expected to.
     """
 
     offer: Offer
     room: int
     whole_room: int
     bytes_per_token: float
+    reply_tokens: int
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -70,6 +74,34 @@ class Plan(msgspec.Struct, frozen=True):
         wanted = total_weight if is_all_wanted else weight
         prompt.check_room(first.offer.model, first.room, wanted, first.bytes_per_token)
         return ModelChoice(first.offer.model.id, first.room)
+
+    def estimate(self, total_weight: int, *, cut: bool = True) -> Estimate:
+        """What a turn may use in a session of `total_weight`, as far as it can be told before.
+
+        The prompt is as long as there is room for, or if it is not `cut` as the session is.
+
+        A reply of as many tokens as the caller lets it have is to be reckoned with; one of as many
+        as are kept free for it, only if there is room.
+        """
+        first = self.candidates[0]
+        weight = (min(total_weight, first.room) if cut else total_weight) + self.frame_weight
+        prompt_tokens = int(weight / first.bytes_per_token) + 1
+        reply_tokens = first.reply_tokens
+        least = reply_tokens if self.sampling.max_tokens is not None else 0
+        model = first.offer.model
+        return Estimate(
+            prompt_tokens + reply_tokens,
+            prompt_tokens + least,
+            cost_of(model, prompt_tokens, reply_tokens),
+            cost_of(model, prompt_tokens, least),
+        )
+
+    def cost_of(self, model: str | None, usage: Usage) -> int:
+        """What a reply by one of the candidates has cost, in `limits.COST_UNIT`s."""
+        for candidate in self.candidates:
+            if candidate.offer.model.id == model:
+                return cost_of(candidate.offer.model, usage.prompt_tokens, usage.completion_tokens)
+        return 0
 
     def able(self, total_weight: int) -> tuple[Candidate, ...]:
         """The candidates to ask about a session of `total_weight`, for which `choose` was asked.
@@ -168,7 +200,10 @@ def _candidate(offer: Offer, blueprint: Blueprint, frame_weight: int, counts: Co
     model = offer.model
     rate, window = counts.bytes_per_token(model.id), counts.window(model.id, model.context_window)
     room = prompt.capacity(window, blueprint, frame_weight, rate)
-    return Candidate(offer, room, room + frame_weight, rate)
+    reply_tokens = prompt.reply_room(min(window, blueprint.context_window or window), None)
+    if blueprint.max_tokens is not None:
+        reply_tokens = min(window, blueprint.max_tokens)
+    return Candidate(offer, room, room + frame_weight, rate, reply_tokens)
 
 
 def instructions_of(config: ChatConfig) -> str:

@@ -41,10 +41,15 @@ def capacity(window: int, blueprint: Blueprint, frame_weight: int, bytes_per_tok
     window; if it says nothing, a quarter of a small window, else 4,096.
     """
     window = min(window, blueprint.context_window or window)
-    reserve = min(_LARGEST_REPLY, window // 4)
-    if blueprint.max_tokens is not None:
-        reserve = min(blueprint.max_tokens, window // 2)
+    reserve = reply_room(window, blueprint.max_tokens)
     return int((window - reserve) * bytes_per_token) - frame_weight
+
+
+def reply_room(window: int, max_tokens: int | None) -> int:
+    """The tokens of a window that are kept free for the reply."""
+    if max_tokens is not None:
+        return min(max_tokens, window // 2)
+    return min(_LARGEST_REPLY, window // 4)
 
 
 def weigh(items: Sequence[Item]) -> int:
@@ -70,6 +75,41 @@ def after(last: Place, items: tuple[KeptItem, ...]) -> tuple[KeptItem, ...]:
     """Those of the items that stand behind a place."""
     place = (last.turn, last.position)
     return tuple(kept for kept in items if (kept.turn, kept.position) > place)
+
+
+def turns_of(items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    """Items that follow each other, as turns: one begins where a client speaks after a model."""
+    turns: list[list[Item]] = []
+    has_answer = True
+    for item in items:
+        is_asked = isinstance(item, Message) and item.role != "assistant"
+        if (is_asked and has_answer) or not turns:
+            turns.append([])
+        turns[-1].append(item)
+        has_answer = not is_asked
+    return [tuple(turn) for turn in turns]
+
+
+def words_of_client(items: Sequence[KeptItem], room: int) -> tuple[Item, ...]:
+    """What the client itself has said, in order: as many of the newest as have room.
+
+    Rules for the model go before what a user says.
+    """
+    said = [kept for kept in items if isinstance(kept.item, Message)]
+    rules = [kept for kept in said if _role(kept) in ("system", "developer")]
+    words = [kept for kept in said if _role(kept) == "user"]
+    chosen = []
+    for kept in (*reversed(rules), *reversed(words)):
+        room -= kept.weight
+        if room < 0:
+            break
+        chosen.append(kept)
+    chosen.sort(key=lambda kept: (kept.turn, kept.position))
+    return tuple(kept.item for kept in chosen)
+
+
+def _role(kept: KeptItem) -> str:
+    return kept.item.role if isinstance(kept.item, Message) else ""
 
 
 class Shown(msgspec.Struct, frozen=True):

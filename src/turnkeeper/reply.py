@@ -22,6 +22,7 @@ from turnkeeper.domain import (
     ToolCall,
     Turn,
     TurnStatus,
+    divide,
 )
 from turnkeeper.errors import TurnEnded
 from turnkeeper.events import (
@@ -263,21 +264,6 @@ class Reply:
 
 def _words(delta: ReplyDelta) -> str:
     return delta.text if isinstance(delta, TextDelta | RefusalDelta) else ""
-
-
-def divide(items: Sequence[KeptItem]) -> tuple[Sequence[KeptItem], Sequence[KeptItem]]:
-    """The items of a turn: what it answers, which may hold older replies, and its own reply."""
-    place = len(items)
-    while place and _is_made(items[place - 1].item):
-        place -= 1
-    return items[:place], items[place:]
-
-
-def _is_made(item: Item) -> bool:
-    """Whether a model has made it, and no client."""
-    if isinstance(item, Message):
-        return item.role == "assistant"
-    return isinstance(item, Reasoning | ToolCall)
 
 
 def _collect(log: Sequence[ReplyDelta]) -> list[Item]:

@@ -32,6 +32,7 @@ from turnkeeper.domain import (
 )
 from turnkeeper.engine import Engine
 from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound
+from turnkeeper.gate import Gate
 from turnkeeper.plans import Plans
 from turnkeeper.validation import explain
 
@@ -70,6 +71,7 @@ class Sessions:
         engine: Engine,
         plans: Plans,
         default_deployment: str,
+        gate: Gate,
         *,
         now: Callable[[], int],
         new_id: Callable[[], str],
@@ -78,6 +80,7 @@ class Sessions:
         self._engine = engine
         self._plans = plans
         self._default = default_deployment
+        self._gate = gate
         self._now = now
         self._new_id = new_id
 
@@ -129,6 +132,7 @@ class Sessions:
             check=self._check_prompt,
             now=self._now(),
             section=section,
+            quotas=self._gate.quotas(owner),
         )
 
     def _check_prompt(self, basis: Basis) -> None:
@@ -230,7 +234,9 @@ class Sessions:
             SessionBusy: it is not over.
         """
         id_ = self._new_id()
-        fork = await self._store.fork_session(owner, session, at, id_, self._now(), key=key)
+        fork = await self._store.fork_session(
+            owner, session, at, id_, self._now(), key=key, quotas=self._gate.quotas(owner)
+        )
         return Made(fork, repeated=fork.id != id_)
 
     async def clear(self, owner: str, session: SessionChoice) -> None:

@@ -275,10 +275,30 @@ SETTINGS: tuple[Setting, ...] = (
         "Seconds in which the body of a request must go on, by 500 bytes for each second.",
     ),
     Setting(
+        "socket_lifetime",
+        3600.0,
+        _timeout,
+        "Seconds that a WebSocket may be open; its client then opens another.",
+    ),
+    Setting(
         "queue_limit",
         32,
         _whole(0, 100_000),
         "Messages that may wait in one session while a reply is made.",
+    ),
+    Setting(
+        "max_turns",
+        None,
+        _whole(1, 10_000_000),
+        "Turns that may run or wait at once in the whole server; what is beyond is refused with"
+        " 503. Default: any number.",
+    ),
+    Setting(
+        "max_streams",
+        None,
+        _whole(1, 10_000_000),
+        "Streams that may be open at once in the whole server, in the same way."
+        " Default: any number.",
     ),
     Setting("queue_timeout", 300.0, _timeout, "Seconds that a message may wait there."),
     Setting(

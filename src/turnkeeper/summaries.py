@@ -1,7 +1,8 @@
 """What stands for the part of a session that no longer fits: told by a model, and kept.
 
 Knows stores and providers by their contracts. A summary is made once for each part: the next
-one is made of the one before and of what has gone since.
+one is made of the one before and of what has gone since. A compaction is made in the same way,
+of all that there is; its client keeps it.
 """
 
 import logging
@@ -14,6 +15,8 @@ from turnkeeper.contracts import Store
 from turnkeeper.counts import Counts
 from turnkeeper.domain import (
     Compaction,
+    History,
+    Item,
     KeptItem,
     Message,
     Place,
@@ -25,7 +28,7 @@ from turnkeeper.domain import (
     TurnRef,
     Usage,
 )
-from turnkeeper.errors import ProviderError, StoreUnavailable
+from turnkeeper.errors import ContextTooLong, ProviderError, StoreUnavailable
 from turnkeeper.events import (
     Finished,
     ProviderEvent,
@@ -42,6 +45,9 @@ log = logging.getLogger(__name__)
 MOST_CALLS = 4  # for one turn; what is older than they can hold is told of by none
 _LEAST_PART = 256  # bytes of a conversation that are worth a call
 _BEGINNING = Place(0, 0)
+_TOLD_SHARE = 8  # what is told in a compaction has this part of the room for what is said
+_MOST_TOLD = 16_384  # bytes of it, however large the window is
+_WORDS_SHARE = 4  # and the client's own words beside it have this part
 
 _INSTRUCTION = """\
 You keep the memory of a conversation between a user and an assistant. You are given what is \
@@ -81,7 +87,8 @@ class Summaries:
             weight = most * MOST_CALLS
             items = await self._store.items_between(ref.session_id, after, before, weight)
             for part in _parts(items, most)[-MOST_CALLS:]:
-                asked = _question(candidate.offer.asked_as, summary, part, size, most)
+                told = summary.text if summary else None
+                asked = _question(candidate.offer.asked_as, told, part, size=size, most=most)
                 text = await self._ask(candidate, asked, size, spend)
                 last = part[-1]
                 summary = Summary(Place(last.turn, last.position), text)
@@ -90,6 +97,33 @@ class Summaries:
             log.warning("Session %s could not be summarised: %s", ref.session_id, error)
             return None
         return summary
+
+    async def compact(
+        self, history: History, candidate: Candidate, wish: str, spend: Callable[[Usage], None]
+    ) -> tuple[Item, ...]:
+        """What can stand in the place of a conversation: words of its client's, and the rest told.
+
+        `wish` is what the client asks of that. `spend` is told what each call used.
+
+        Raises:
+            ContextTooLong: it is more than the candidate can tell of in a few calls, or less of
+                it was read than there is.
+            ProviderError: the candidate cannot tell of it.
+        """
+        size = _compaction_size(candidate)
+        most = _part_size(candidate, size) - len(wish.encode())
+        parts = _parts(history.items, most)
+        read = sum([kept.weight for kept in history.items])
+        if read < history.total_weight or len(parts) > MOST_CALLS or most < _LEAST_PART:
+            raise ContextTooLong(
+                f"The conversation is too long for {candidate.offer.model.id} to compact"
+            )
+        text: str | None = None
+        for part in parts:
+            asked = _question(candidate.offer.asked_as, text, part, size=size, most=most, wish=wish)
+            text = await self._ask(candidate, asked, size, spend)
+        words = prompt.words_of_client(history.items, candidate.room // _WORDS_SHARE)
+        return (*words, Compaction(text or ""))
 
     async def _ask(
         self, candidate: Candidate, asked: Prompt, size: int, spend: Callable[[Usage], None]
@@ -157,6 +191,16 @@ class _Call:
                 assert_never(event)
 
 
+def compactable(candidate: Candidate) -> int:
+    """The weight of the conversation that one candidate can compact, at most."""
+    return max(_part_size(candidate, _compaction_size(candidate)), 0) * MOST_CALLS
+
+
+def _compaction_size(candidate: Candidate) -> int:
+    """The bytes of what is told in a compaction."""
+    return min(candidate.room // _TOLD_SHARE, _MOST_TOLD)
+
+
 def _part_size(candidate: Candidate, size: int) -> int:
     """The bytes of a conversation that fit into one call, beside a summary of `size` bytes.
 
@@ -179,17 +223,22 @@ def _parts(items: Sequence[KeptItem], most: int) -> list[list[KeptItem]]:
 
 
 def _question(
-    model: str, before: Summary | None, part: Sequence[KeptItem], size: int, most: int
+    model: str,
+    before: str | None,
+    part: Sequence[KeptItem],
+    *,
+    size: int,
+    most: int,
+    wish: str = "",
 ) -> Prompt:
     words = max(size // 8, 16)
-    told = f"Remembered so far:\n{before.text}\n\n" if before else ""
+    told = f"Remembered so far:\n{before}\n\n" if before else ""
     said = "\n\n".join(line for line in map(_line, part) if line)
     if len(part) == 1:  # it may be larger than a part alone
         said = prompt.cut_middle(said, most)
     text = f"{told}The conversation after that:\n\n{said}"
-    return Prompt(
-        model, (Message("system", _INSTRUCTION.format(words=words)), Message("user", text))
-    )
+    instruction = _INSTRUCTION.format(words=words) + (f"\n\n{wish}" if wish else "")
+    return Prompt(model, (Message("system", instruction), Message("user", text)))
 
 
 def _line(kept: KeptItem) -> str:

@@ -1,4 +1,4 @@
-"""The tables of the TOML file: providers and deployments, of which there may be many.
+"""The tables of the TOML file: providers and deployments, of which there may be many; limits.
 
 Whatever is wrong in one becomes a sentence that names the table and the field.
 """
@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from turnkeeper.blueprint import DEPLOYMENT_NAME, is_deployment_name, read_blueprint, wrong_fields
-from turnkeeper.domain import Blueprint
+from turnkeeper.domain import NO_LIMITS, Blueprint, Limits
+from turnkeeper.limits import Rules
 from turnkeeper.settings import SETTINGS, read_http_url
+from turnkeeper.validation import explain
 
 DEFAULT_DEPLOYMENT = "default"  # what the default one is called, unless a table says otherwise
 
@@ -317,3 +319,42 @@ def _read_message_file(fields: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"names {path}, which is not text in UTF-8") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"names {path}, which cannot be read: {error}") from error
+
+
+# --- Limits ------------------------------------------------------------------------------------
+
+_LIMITED = ("key", "user", "end_user", "session", "address")
+_OWNERS = ("key", "user", "end_user")  # who may have sessions
+
+
+def read_limits(tables: Any, problems: list[str]) -> Rules:
+    """The tables `[limits.user]` and the like as rules."""
+    if not isinstance(tables, dict):
+        problems.append("limits must be tables: [limits.user]")
+        return Rules()
+    rules: dict[str, Limits] = {}
+    for kind, table in tables.items():
+        if kind in _LIMITED:
+            rules[kind] = _read_limits(kind, table, problems)
+        else:
+            problems.append(f"limits.{kind} is not known: limits are of {', '.join(_LIMITED)}")
+    return Rules(**rules)
+
+
+def _read_limits(kind: str, table: Any, problems: list[str]) -> Limits:
+    where = f"limits.{kind}"
+    if not isinstance(table, dict):
+        problems.append(f"{where} must be a table")
+        return NO_LIMITS
+    read: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == "sessions" and kind not in _OWNERS:
+            problems.append(f"{where}.sessions means nothing: sessions belong to users")
+            continue
+        try:
+            read[name] = getattr(msgspec.convert({name: value}, Limits), name)
+        except msgspec.ValidationError as error:
+            sentence = explain(str(error), where)
+            is_whole = sentence.startswith(where)
+            problems.append(sentence if is_whole else f"{where}.{sentence}")
+    return Limits(**read) if read else NO_LIMITS

@@ -1,13 +1,13 @@
 """Chat completions, by the official SDK against a real server."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
@@ -15,6 +15,10 @@ from rig.model_server import CallOf, Cut, Hang, ModelServer, Plan, Reset
 from rig.server import Server
 from tests.openai.conftest import MODEL, MakeClient, start_server
 from tests.openai.types import check_chunk
+from turnkeeper.dialects.openai.completions.chunks import encode_chunks
+from turnkeeper.dialects.openai.streaming import KEEP_ALIVE
+from turnkeeper.domain import Turn, TurnRef, TurnStatus
+from turnkeeper.events import Ended, Grew
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -508,33 +512,82 @@ async def test_nothing_is_left_behind(
     assert not any(b"amber" in file.read_bytes() for file in files)
 
 
-async def test_a_deployments_prompt_is_its_sessions(
-    shared_model: ModelServer, make_client: MakeClient, tmp_path_factory: Any
-) -> None:
-    """What has no session is shown what was sent, whatever the default deployment says."""
+# --- Deployments -------------------------------------------------------------------------------
+
+DEPLOYED = """
+[deployments.default]
+system_message = "Speak of otters."
+temperature = 0.125
+concurrency = "reject"
+messages = [{ role = "user", content = "example" }]
+"""
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def deployed(
+    shared_model: ModelServer, make_client: MakeClient, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A client of a server with a prompt of its own, where one turn of a session has to wait."""
     folder = tmp_path_factory.mktemp("deployed")
-    (folder / "config.toml").write_text(
-        "[deployments.default]\n"
-        'system_message = "Speak of otters."\n'
-        "temperature = 0.125\n"
-        "[[deployments.default.messages]]\n"
-        'role = "user"\n'
-        'content = "example"\n'
-    )
+    (folder / "config.toml").write_text(DEPLOYED)
     server = start_server(shared_model, folder, "--config", "config.toml")
     await asyncio.to_thread(server.start)
-    try:
-        client = make_client(server)
-        for store in (False, True):
-            await client.chat.completions.create(model=MODEL, messages=HELLO, store=store)
-            body = shared_model.requests[-1].body
-            assert body["messages"] == HELLO
-            assert "temperature" not in body
-        await client.chat.completions.create(
-            model=MODEL, messages=HELLO, metadata={"session_id": "one"}
-        )
-        sent = json.dumps(shared_model.requests[-1].body)
-        assert "otters" in sent
-        assert "0.125" in sent
-    finally:
-        server.kill()
+    yield make_client(server)
+    server.kill()
+
+
+@pytest.mark.parametrize("store", [False, True])
+async def test_what_has_no_session_is_shown_what_was_sent(
+    deployed: openai.AsyncOpenAI, model: ModelServer, *, store: bool
+) -> None:
+    """Whatever the default deployment says, which is there for sessions."""
+    await deployed.chat.completions.create(model=MODEL, messages=HELLO, store=store)
+    body = model.requests[-1].body
+    assert body["messages"] == HELLO
+    assert "temperature" not in body
+
+
+async def test_a_session_has_its_deployments_prompt(
+    deployed: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    session = {"session_id": "prompted"}
+    await deployed.chat.completions.create(model=MODEL, messages=HELLO, metadata=session)
+    body = model.requests[-1].body
+    assert [message["content"] for message in body["messages"]] == [
+        "Speak of otters.",
+        "example",
+        "hello",
+    ]
+    assert body["temperature"] == 0.125
+
+
+async def test_a_busy_session_is_told_so_that_no_sdk_tries_again(
+    deployed: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    model.script = lambda _: Plan(at={1: Hang()})
+    session = {"session_id": "busy"}
+    stream = await deployed.chat.completions.create(
+        model=MODEL, messages=HELLO, metadata=session, stream=True
+    )
+    await anext(stream)
+    with pytest.raises(openai.BadRequestError) as busy:
+        await deployed.chat.completions.create(model=MODEL, messages=HELLO, metadata=session)
+    assert (busy.value.code, busy.value.param) == ("conversation_locked", "conversation")
+    assert len(model.requests) == 1
+    await stream.close()
+
+
+# --- Keep-alives -------------------------------------------------------------------------------
+
+
+async def test_keep_alives_are_nothing_to_the_sdk() -> None:
+    """At any seam of a stream; in another form they have crashed it."""
+    turn = Turn(TurnRef("s" + "0" * 26, 1), TurnStatus.COMPLETED, MODEL, 0, 0, finish="stop")
+    encode = encode_chunks(turn, custom=frozenset(), include_usage=False)
+    pieces = [encode(Grew("one", 3)), encode(Grew("two", 6)), encode(Ended(turn, "onetwo"))]
+    data = KEEP_ALIVE + KEEP_ALIVE.join(pieces) + KEEP_ALIVE
+    answer = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=data)
+    http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer))
+    async with openai.AsyncOpenAI(base_url="http://test", api_key="x", http_client=http) as client:
+        chunks = await stream(client)
+    assert text_of(chunks) == "onetwo"

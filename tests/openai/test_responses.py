@@ -389,6 +389,24 @@ async def test_twenty_clients_in_one_conversation(
     ]
 
 
+async def test_a_summary_stands_for_what_no_longer_fits(
+    client: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    """Where the client asks for compaction, and only then."""
+    long = [said(f"{n} " + "otters " * 13_000) for n in range(2)]
+    for more, told in (({}, False), ({"context_management": [{"type": "compaction"}]}, True)):
+        conversation = await client.conversations.create()
+        for item in long:
+            await client.conversations.items.create(conversation.id, items=[item])
+        model.requests.clear()
+        await ask(client, "and?", conversation=conversation.id, **more)
+        assert (len(model.requests) > 1) is told
+
+
+def said(text: str) -> Any:
+    return {"role": "user", "content": text}
+
+
 # --- Nothing kept ------------------------------------------------------------------------------
 
 
@@ -435,6 +453,29 @@ async def test_a_turn_of_another_dialect_is_a_response(
     items = await client.responses.input_items.list(id_)
     assert [item.type for item in items.data] == ["message"]
     await ask(client, "more", previous_response_id=id_)
+
+
+async def test_replies_sent_along_are_no_reply(
+    client: openai.AsyncOpenAI, server: Server, model: ModelServer
+) -> None:
+    """A client that resends the conversation sends older replies with it."""
+    history: Any = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    done = await ask(client, history)
+    assert (await client.responses.retrieve(done.id)) == done
+    items = await client.responses.input_items.list(done.id, order="asc")
+    assert len(items.data) == 3
+    model.script = lambda _: DEAD
+    error = await refused(client, history)
+    turn = error.response.headers["turn-id"]
+    failed = await client.responses.retrieve(turn.replace("t", "resp_", 1))
+    assert (failed.status, failed.output) == ("failed", [])
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        events = (await http.get(f"/api/turns/{turn}/events?after=0")).text
+    assert "two" not in events
 
 
 async def test_a_chain_loses_what_is_deleted(
@@ -579,6 +620,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": "some"}, "tool_choice", "invalid_value"),
     ({"input": 7}, "input", "invalid_type"),
     ({"input": " "}, "input", "invalid_value"),
+    ({"input": []}, "input", "missing_required_parameter"),
+    ({"input": "a\0b"}, "input", "invalid_value"),
+    ({"user": " "}, "user", "invalid_value"),
     ({"input": [{"role": "user", "content": 7}]}, "input[0].content", "invalid_type"),
     ({"input": [{"role": "user", "content": ""}]}, "input[0].content", "invalid_value"),
     ({"input": [{"role": "king", "content": "a"}]}, "input[0].role", "invalid_value"),
@@ -628,7 +672,8 @@ async def test_no_input(client: openai.AsyncOpenAI) -> None:
 
 async def test_what_is_no_json(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
-        for body in (b"{", b"[]", b'"a"', b'{"input": "\xff"}', b"[" * 100_000):
+        huge = b'{"input": "a", "tools": [{"type": "x", "a": 1e999}]}'
+        for body in (b"{", b"[]", b'"a"', b'{"input": "\xff"}', b"[" * 100_000, huge):
             answer = await http.post("/v1/responses", content=body)
             assert answer.status_code == 400
             assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -1,7 +1,10 @@
 """Streams of responses, by the official SDK: each event, and going on from any of them."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -247,6 +250,18 @@ async def test_it_goes_on_while_it_is_made(client: openai.AsyncOpenAI, model: Mo
     assert await resume(client, id_) == whole
 
 
+async def test_the_sdk_goes_on_and_puts_it_together(
+    client: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    model.script = lambda _: Plan(deltas=("a", "bc ", "d"))
+    response = await ask(client)
+    async with client.responses.stream(response_id=response.id) as stream:
+        assert (await stream.get_final_response()).output_text == "abc d"
+    async with client.responses.stream(response_id=response.id, starting_after=3) as stream:
+        numbers = [event.sequence_number async for event in stream]
+    assert numbers[0] == 4
+
+
 async def test_what_a_number_may_be(client: openai.AsyncOpenAI) -> None:
     response = await ask(client)
     for wrong in ("-1", "x", "1.5"):
@@ -291,6 +306,46 @@ async def test_it_goes_on_after_a_restart(
     server.kill()
 
 
+async def test_what_was_counted_late_is_counted_from_the_beginning(
+    model: ModelServer, tmp_path_factory: pytest.TempPathFactory, make_client: MakeClient
+) -> None:
+    """Followed only when some of it had been kept; then the server is killed."""
+    folder = tmp_path_factory.mktemp("late")
+    server = start_server(model, folder, TURNKEEPER_CHECKPOINT_SECONDS="0.05")
+    await asyncio.to_thread(server.start)
+    client = make_client(server, max_retries=0)
+    gate = asyncio.Event()
+    model.script = lambda _: Plan(
+        deltas=("a", "bc", "def", "ghij"), at={2: Wait(gate), 4: Hang()}, delta_delay=0.01
+    )
+    response = await ask(client, background=True)
+    await until_kept(folder, "abc")
+    stream = await client.responses.retrieve(response.id, stream=True)
+    gate.set()
+    seen: list[Any] = []
+    async for event in stream:
+        seen.append(event)
+        if deltas_of(seen) == "abcdefghij":
+            break
+    await until_kept(folder, "abcdefghij")
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    again = await resume(make_client(server, max_retries=0), response.id)
+    deltas = [event.delta for event in again if event.type.endswith(".delta")]
+    assert deltas == [event.delta for event in seen if event.type.endswith(".delta")]
+    server.kill()
+
+
+async def until_kept(folder: Path, text: str) -> None:
+    """Return when so much of a reply has been checkpointed."""
+    with closing(sqlite3.connect(folder / "turnkeeper.db")) as database:
+        while True:
+            kept = database.execute("SELECT text FROM checkpoints ORDER BY position").fetchall()
+            if "".join(row[0] for row in kept) == text:
+                return
+            await asyncio.sleep(0.01)
+
+
 async def test_a_turn_of_another_dialect_is_followed(
     client: openai.AsyncOpenAI, server: Server
 ) -> None:
@@ -332,15 +387,15 @@ async def test_a_client_that_goes_away_stops_nothing(
 
 
 async def test_the_bytes_of_a_stream(server: Server, model: ModelServer) -> None:
-    """No `id:`, no `retry:`, each event named and in a piece of its own, no `[DONE]`."""
+    """No `id:`, no `retry:`, each event named and in a piece of its own."""
     asked = {"model": MODEL, "input": "hello", "stream": True}
     async with httpx.AsyncClient(base_url=server.url) as http:
         answer = await http.post("/v1/responses", json=asked)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["turn-id"]
     assert answer.headers["session-id"]
-    *blocks, end = answer.text.split("\n\n")
-    assert end == ""
+    *blocks, done, end = answer.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
     for block in blocks:
         name, data = block.split("\n")
         assert name.startswith("event: response.")

@@ -8,6 +8,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from enum import Enum
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
@@ -20,15 +21,18 @@ from turnkeeper.domain import Caller, IdempotencyKey, check_end_user
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
+    QuotaExceeded,
     SessionBusy,
     TurnEnded,
     TurnkeeperError,
     Unauthenticated,
 )
+from turnkeeper.gate import Gate
 from turnkeeper.library import Library
 from turnkeeper.reply import Taken
 from turnkeeper.sessions import Sessions
 from turnkeeper.sse import KEEP_ALIVE
+from turnkeeper.usage import UsageBook
 from turnkeeper.validation import explain
 
 T = TypeVar("T")
@@ -46,6 +50,8 @@ class Parts(msgspec.Struct, frozen=True):
     sessions: Sessions
     deployments: Deployments
     library: Library
+    usage: UsageBook
+    gate: Gate
     accounts: Accounts | None = None
 
 
@@ -189,14 +195,55 @@ class EventStream(msgspec.Struct, frozen=True):
     keep_alive: bytes = KEEP_ALIVE
 
 
-Outcome = Answer | LongAnswer | EventStream
+class End(Enum):
+    """Why no more messages come on a WebSocket."""
+
+    GONE = "gone"  # the client has left, or cannot be talked to
+    STOPPING = "stopping"  # the server is
+    EXPIRED = "expired"  # it has been open for as long as any may
+
+
+class Wire(Protocol):
+    """A WebSocket to whom was let in, as a dialect sees it: whole messages of text, both ways."""
+
+    async def receive(self) -> str | End:
+        """The next message, or why there is none; from then on always that.
+
+        Raises:
+            RateLimited: this message is one more than the caller may send; it is lost.
+            TurnkeeperError: the caller's credentials no longer hold.
+        """
+        ...
+
+    async def send(self, text: bytes) -> None:
+        """Send a message, once the client has taken enough of those before.
+
+        Does nothing where the client has gone.
+        """
+        ...
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """The client may open the WebSocket that it asks for; `talk` is all that is said on it.
+
+    The WebSocket is closed when that returns, and cut off soon after `Wire.receive` has said
+    `End.STOPPING`.
+    """
+
+    talk: Callable[[Wire], Awaitable[None]]
+
+
+Outcome = Answer | LongAnswer | EventStream | Upgrade
 Handler = Callable[[Parts, Call], Awaitable[Outcome]]
+
+WEBSOCKET = "WEBSOCKET"  # the method of a handshake, as routes and their gates see it
 
 
 class Route(msgspec.Struct, frozen=True):
     """A row of the route map. `path` marks its variables with braces.
 
     Attributes:
+        method: of HTTP; or `WEBSOCKET` for handshakes, whose handlers answer with an `Upgrade`.
         any_case: the path matches however its letters are written.
         is_open: nobody is asked for credentials, in any access mode.
         admin: for all but admins, there is nothing at this path.
@@ -384,6 +431,8 @@ STATUSES: dict[str, int] = {
     "url_too_long": 414,
     "idempotency_key_reused": 422,
     "queue_full": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "too_many_attempts": 429,
     "provider_rate_limited": 429,
     "headers_too_large": 431,
@@ -394,6 +443,7 @@ STATUSES: dict[str, int] = {
     "provider_malformed": 502,
     "provider_cut_off": 502,
     "provider_empty_reply": 502,
+    "overloaded": 503,
     "server_stopping": 503,
     "store_unavailable": 503,
     "turn_interrupted": 503,
@@ -418,7 +468,7 @@ def error_answer(error: TurnkeeperError, body: Any) -> Answer:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, SessionBusy):
+    if isinstance(error, SessionBusy | QuotaExceeded):
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, TurnEnded):
         headers += turn_headers(error.turn_id, error.session_id)

@@ -13,6 +13,7 @@ from turnkeeper.contracts import (
     NewTurn,
     NewVersion,
     NextTurn,
+    Quota,
     SessionPage,
     Source,
     StoredReply,
@@ -41,11 +42,13 @@ from turnkeeper.domain import (
     TurnRef,
     Version,
 )
+from turnkeeper.limits import Spent, Subject
 from turnkeeper.stores.sql import (
     deployments,
     expiry,
     idempotency,
     sessions,
+    spending,
     summaries,
     turn_data,
     turns,
@@ -205,9 +208,11 @@ class SqlStore:
         now: int,
         *,
         key: IdempotencyKey | None = None,
+        quotas: Sequence[Quota] = (),
     ) -> Session:
         return await self._driver.write(
-            lambda: sessions.fork_session(owner, session, at, new_id, now, key=key), long=True
+            lambda: sessions.fork_session(owner, session, at, new_id, now, key=key, quotas=quotas),
+            long=True,
         )
 
     async def page_messages(
@@ -332,6 +337,18 @@ class SqlStore:
 
     async def keep_counts(self, counts: Sequence[TokenCount]) -> None:
         await self._driver.write(lambda: summaries.keep_counts(counts))
+
+    async def get_spent(self, subject: Subject) -> Sequence[Spent]:
+        return await self._driver.read(lambda: spending.get_spent(subject))
+
+    async def keep_spent(self, spent: Sequence[Spent]) -> None:
+        await self._driver.write(lambda: spending.keep_spent(spent), long=True)
+
+    async def drop_spent(self, now: int, limit: int) -> int:
+        return await self._driver.write(lambda: spending.drop_spent(now, limit), long=True)
+
+    async def was_made(self, key: IdempotencyKey) -> bool:
+        return await self._driver.read(lambda: idempotency.was_made(key))
 
     async def ping(self) -> None:
         await self._driver.read(sessions.ping)

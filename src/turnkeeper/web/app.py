@@ -7,28 +7,34 @@ words its own errors. Every answer leaves through `Request.answer`, so none can 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import msgspec
 
 from turnkeeper.dialects import chatbot, chatsession, deployment, documents, login, native, openai
 from turnkeeper.dialects.exchange import (
+    WEBSOCKET,
     Answer,
     Call,
     Dialect,
     Outcome,
     Parts,
     Route,
+    Upgrade,
     acting_for,
     encode_json,
 )
+from turnkeeper.domain import Caller
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.auth import LOCAL, Access
+from turnkeeper.web.limits import Visit, is_keyed
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
 from turnkeeper.web.request import COMMON_HEADERS, STRICT_TRANSPORT, Request
 from turnkeeper.web.routes import RouteMap
+from turnkeeper.web.socket import Sockets
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +63,14 @@ class Endpoint(msgspec.Struct, frozen=True):
         encode_error: words those that come before a method is chosen.
         is_open: nobody is asked for credentials.
         admin: for all but admins, there is nothing here.
+        uncounted: no limits hold here: whoever watches the server must get an answer.
     """
 
     acts: Mapping[str, tuple[Act, EncodeError]]
     encode_error: EncodeError
     is_open: bool = False
     admin: bool = False
+    uncounted: bool = False
 
 
 class Web:
@@ -76,8 +84,11 @@ class Web:
         public_url: str | None = None,
         *,
         proxies: frozenset[str] = frozenset(),
+        socket_lifetime: float = 3600,
     ) -> None:
         """`body_limit` is in bytes; `public_url` is where clients reach us, if not by `Host`.
+
+        A WebSocket is open for `socket_lifetime` seconds at most.
 
         `proxies` are believed when they say where a request comes from.
 
@@ -91,7 +102,8 @@ class Web:
         is_https = public_url is not None and public_url.startswith("https:")
         self._common = (*COMMON_HEADERS, STRICT_TRANSPORT) if is_https else COMMON_HEADERS
         self._random = Randomness()
-        self._body_limit = body_limit
+        self._sockets = Sockets(socket_lifetime)
+        self.body_limit = body_limit
         self._page = read_page("chat.html")
         self._index = chatbot.encode_index(_ROUTES)
         self._routes = RouteMap(
@@ -106,16 +118,36 @@ class Web:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send, self._random, self._proxies, common=self._common)
+        visit = Visit(self._parts.gate, keyed=is_keyed(request.method, request.headers))
         try:
-            outcome = await self._serve(request)
+            outcome = await self._outcome(request, visit)
+            if isinstance(outcome, Upgrade):
+                admit = partial(self._admit_message, request)
+                await request.open_socket(outcome, self._sockets, admit)
+            else:
+                await request.answer(outcome)
+        finally:
+            if visit.counts:
+                visit.close()
+
+    async def _outcome(self, request: Request, visit: Visit) -> Outcome:
+        """What is answered, whatever happens."""
+        try:
+            outcome = await self._serve(request, visit)
         except TurnkeeperError as error:
             outcome = native.DIALECT.encode_error(error)
         except Exception:
             log.exception("Request %s failed through a fault of our own", request.id.decode())
             outcome = _INTERNAL_ERROR
-        await request.answer(outcome)
+        if visit.parties:
+            request.add_headers(visit.headers())
+        return outcome
 
-    async def _serve(self, request: Request) -> Outcome:
+    async def hang_up(self) -> None:
+        """End what is said on WebSockets: the server is stopping, and its turns have ended."""
+        await self._sockets.hang_up()
+
+    async def _serve(self, request: Request, visit: Visit) -> Outcome:
         """Find what is served at the path, and do it."""
         preflight = request.enter(self._origins)
         if preflight is not None:
@@ -124,20 +156,39 @@ class Web:
         method = "GET" if request.method == "HEAD" else request.method
         act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
         try:
-            caller = LOCAL
-            if self._access is not None:  # who is not known is not even told what there is
-                caller = await self._access.admit(request, is_open=endpoint.is_open)
-            end_user = request.end_user()
-            if end_user is not None:
-                caller = acting_for(caller, end_user)
+            if not endpoint.uncounted:
+                visit.arrive(request.address)
+            # Who is not known is not even told what there is.
+            caller = await self._identify(request, is_open=endpoint.is_open)
+            if not endpoint.uncounted:
+                visit.enter(caller)
+            if caller.name:
+                self._parts.usage.count_request(caller.owner)
             if not endpoint.acts or (endpoint.admin and not caller.is_admin):
                 raise NotFound("There is nothing at this path")
             if act is None:
                 return _other_method(request.method, endpoint)
-            call = await request.read(caller, path_values, self._body_limit, base=self._public_url)
-            return await act(call)
+            call = await request.read(caller, path_values, self.body_limit, base=self._public_url)
+            if not visit.counts:
+                return await act(call)
+            await visit.take_place(call, self._parts.engine.was_made)
+            return visit.follow(await act(call))
         except TurnkeeperError as error:
             return encode_error(error)
+
+    async def _identify(self, request: Request, *, is_open: bool = False) -> Caller:
+        """Who a request is from."""
+        caller = LOCAL
+        if self._access is not None:
+            caller = await self._access.admit(request, is_open=is_open)
+        end_user = request.end_user()
+        return caller if end_user is None else acting_for(caller, end_user)
+
+    async def _admit_message(self, request: Request) -> None:
+        """See whether a WebSocket's credentials still hold; its message counts as a request."""
+        visit = Visit(self._parts.gate, keyed=False)
+        visit.arrive(request.address)
+        visit.enter(await self._identify(request))
 
     # --- What is served where ------------------------------------------------------------------
 
@@ -161,7 +212,8 @@ class Web:
 
     def _own(self, act: Act) -> Endpoint:
         encode_error = native.DIALECT.encode_error
-        return Endpoint({"GET": (act, encode_error)}, encode_error, is_open=True)
+        acts = {"GET": (act, encode_error)}
+        return Endpoint(acts, encode_error, is_open=True, uncounted=True)
 
     async def _get_root(self, call: Call) -> Outcome:
         """A page for people, a list of endpoints for programs."""
@@ -200,9 +252,12 @@ def _nothing(path: str) -> tuple[Endpoint, dict[str, str]]:
 
 def _other_method(method: str, endpoint: Endpoint) -> Answer:
     """OPTIONS, or a method that the path does not have."""
-    allowed = {*endpoint.acts, "OPTIONS"} | ({"HEAD"} if "GET" in endpoint.acts else set())
+    methods = endpoint.acts.keys() - {WEBSOCKET}
+    allowed = {*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
     headers = ((b"allow", ", ".join(sorted(allowed)).encode()),)
     if method == "OPTIONS":
         return Answer(204, b"", headers)
-    refusal = endpoint.encode_error(MethodNotAllowed(f"{method} is not allowed here"))
+    is_handshake = method == WEBSOCKET
+    what = "No WebSocket can be opened here" if is_handshake else f"{method} is not allowed here"
+    refusal = endpoint.encode_error(MethodNotAllowed(what))
     return msgspec.structs.replace(refusal, headers=headers)

@@ -19,6 +19,8 @@ def read_page(name: str) -> Answer:
     headers = (
         (b"content-security-policy", policy.encode()),
         (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-opener-policy", b"same-origin"),
+        (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=()"),
         (b"cache-control", b"no-cache"),
         (b"vary", b"Accept"),
     )

@@ -2,18 +2,20 @@
 
 uvicorn on httptools reads heads of any size for as long as they take, and answers what is no HTTP
 with a line of text. Here a head has a largest size, a head and a body have a time in which they
-must come, and every refusal is JSON like any other error. Knows HTTP/1.1 and uvicorn; does not
-know what is served.
+must come, and every refusal is JSON like any other error. A proper handshake hands the connection
+over to `frames`. Knows HTTP/1.1 and uvicorn; does not know what is served.
 
 A request that comes whole in one read, as nearly all do, costs three comparisons more. Only what
 is unfinished after a read is watched, by one timer for the connection.
 """
 
 import asyncio
+import binascii
 import logging
 import secrets
 from collections import deque
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import msgspec
@@ -76,6 +78,7 @@ class Protocol(HttpToolsProtocol):
         self._overtaken: list[RequestResponseCycle] = []
         self._is_rereading = False
         self._deaf = False  # the connection is over: what still comes is read and forgotten
+        self._is_handshake = False  # the newest head opens a WebSocket
 
     # --- What comes from the socket --------------------------------------------------------------
 
@@ -103,9 +106,13 @@ class Protocol(HttpToolsProtocol):
             return
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:  # to nothing we know: it goes on as HTTP/1.1
-            self._read_on_from_upgrade()
-            self.data_received(data[upgrade.args[0] :])
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if self._is_handshake:
+                self._hand_over(rest)
+            else:  # to nothing we know: it goes on as HTTP/1.1
+                self._read_on_from_upgrade()
+                self.data_received(rest)
             return
         except httptools.HttpParserError as error:
             self._refuse(_reason(error))
@@ -132,6 +139,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise InvalidRequest("Too many requests were sent before the first was answered")
         before = self.cycle
+        self._is_handshake = self.parser.should_upgrade() and self._opens_socket()
         super().on_headers_complete()
         self.headers = _NOWHERE
         if self.pipeline:
@@ -139,6 +147,40 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
             waited_for = (cycle for cycle in self._overtaken if not cycle.response_complete)
             self._overtaken = [*waited_for, before]
+
+    def _opens_socket(self) -> bool:
+        """Whether the head is a handshake that we take: one by the book, with nothing before it."""
+        is_free = self.cycle is None or self.cycle.response_complete
+        return (
+            is_free
+            and self.ws_protocol_class is not None
+            and self.parser.get_method() == b"GET"
+            and self.parser.get_http_version() == "1.1"
+            and _is_handshake(self.headers)
+        )
+
+    def _should_upgrade(self) -> bool:
+        return self._is_handshake
+
+    def _hand_over(self, rest: bytes) -> None:
+        """Leave the connection to whom frames mean something; `rest` came behind the head."""
+        self._awaited = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.connections.discard(self)
+        url = httptools.parse_url(self.url)
+        self.scope["path"] = unquote(url.path.decode("ascii"))
+        self.scope["query_string"] = url.query or b""
+        frames: Any = self.ws_protocol_class
+        protocol = frames(
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.open(self.scope)
+        if rest:
+            protocol.data_received(rest)
 
     def _read_on_from_upgrade(self) -> None:
         """Have the body of a request parsed that the parser leaves to the protocol it asks for.
@@ -269,6 +311,25 @@ def _head_too_large() -> TurnkeeperError:
 
 def _url_too_long() -> TurnkeeperError:
     return UrlTooLong(f"The URL of a request has at most {URL_LIMIT} bytes")
+
+
+def _is_handshake(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether these are the headers of a WebSocket's opening handshake (RFC 6455, 4.2.1)."""
+    one = dict(headers)
+    names = [name for name, _ in headers]
+    tokens = [token.strip().lower() for token in one.get(b"connection", b"").split(b",")]
+    try:
+        key = binascii.a2b_base64(one.get(b"sec-websocket-key", b""), strict_mode=True)
+    except binascii.Error:
+        return False
+    return (
+        one.get(b"upgrade", b"").lower() == b"websocket"
+        and b"upgrade" in tokens
+        and one.get(b"sec-websocket-version") == b"13"
+        and len(key) == 16
+        and names.count(b"sec-websocket-key") == names.count(b"upgrade") == 1
+        and not _framing(headers)  # a body would be read as frames
+    )
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:

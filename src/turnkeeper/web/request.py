@@ -6,12 +6,20 @@ from functools import partial
 from ipaddress import ip_address
 from urllib.parse import parse_qsl
 
-from turnkeeper.dialects.exchange import Answer, Call, EventStream, Outcome
+from turnkeeper.dialects.exchange import (
+    WEBSOCKET,
+    Answer,
+    Call,
+    EventStream,
+    LongAnswer,
+    Upgrade,
+)
 from turnkeeper.domain import Caller
 from turnkeeper.errors import BodyTooLarge, HostRefused, InvalidRequest
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
 from turnkeeper.web.origins import SAFE_METHODS, Origins
+from turnkeeper.web.socket import Admit, Sockets, refusing
 from turnkeeper.web.streaming import (
     Headers,
     disconnected,
@@ -21,7 +29,11 @@ from turnkeeper.web.streaming import (
     send_stream,
 )
 
-EXPOSED = b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id"
+EXPOSED = (
+    b"ETag, Idempotent-Replayed, Location, Retry-After, Session-Id, Turn-Id, X-Request-Id,"
+    b" x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests,"
+    b" x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 # On every answer. No browser takes one for something else than it says it is, nor loads it into a
@@ -76,7 +88,8 @@ class Request:
         common: Sequence[tuple[bytes, bytes]] = COMMON_HEADERS,
     ) -> None:
         """`common` headers are on the answer, whatever it is."""
-        self.method: str = scope["method"]
+        self.is_handshake = scope.get("type") == "websocket"
+        self.method: str = WEBSOCKET if self.is_handshake else scope["method"]
         self.path: str = scope["path"]
         self._header_list: list[tuple[bytes, bytes]] = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(self._header_list)
@@ -89,7 +102,8 @@ class Request:
             forwarded = self._all(b"x-forwarded-for").decode("latin-1")
             self.address = origin_of(self.address, forwarded, proxies)
         self._receive = receive
-        self._send = send
+        self._send = refusing(send) if self.is_handshake else send
+        self._send_frames = send
         given = self.headers.get(b"x-request-id", b"")
         wanted = given and _REQUEST_ID.fullmatch(given)
         self.id = given if wanted else randomness.bytes(8).hex().encode()
@@ -166,7 +180,8 @@ class Request:
         Raises:
             BodyTooLarge: it has more than `body_limit` bytes; the rest is not read.
         """
-        body = b"" if self.method in SAFE_METHODS else await self._read_body(body_limit)
+        has_body = not (self.is_handshake or self.method in SAFE_METHODS)
+        body = await self._read_body(body_limit) if has_body else b""
         query = dict(parse_qsl(self._query.decode("latin-1"))) if self._query else {}
         if base is None:
             base = f"http://{self.host}"
@@ -200,7 +215,18 @@ class Request:
             raise BodyTooLarge(f"The body has more than {limit} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def answer(self, outcome: Outcome) -> None:
+    async def open_socket(self, upgrade: Upgrade, sockets: Sockets, admit: Admit) -> None:
+        """Accept the handshake that this is, and stay until the talk on it is over.
+
+        `admit` says with each message that comes whether its credentials still hold.
+        """
+        await sockets.open(self._receive, self._send_frames, upgrade, self._extra, admit)
+
+    def add_headers(self, headers: Headers) -> None:
+        """Let the answer have these too."""
+        self._extra += headers
+
+    async def answer(self, outcome: Answer | LongAnswer | EventStream) -> None:
         if not isinstance(outcome, EventStream):
             self._extra += _caching(outcome.headers)
         wants_body = self.method != "HEAD"

@@ -14,7 +14,7 @@ from turnkeeper.dialects.openai.ids import (
     parse_conversation_id,
     parse_item_id,
 )
-from turnkeeper.dialects.openai.items import resolve_items
+from turnkeeper.dialects.openai.items import check_items, resolve_items
 from turnkeeper.dialects.openai.paging import encode_list, query_limit, query_order
 from turnkeeper.dialects.openai.parameters import check_metadata, decode_body
 from turnkeeper.domain import (
@@ -178,7 +178,7 @@ async def _decode(parts: Parts, call: Call, given: list[msgspec.Raw]) -> tuple[I
     if len(given) > _MOST_ITEMS:
         raise WrongParameter(f"items must have at most {_MOST_ITEMS} entries", "items")
     items = await resolve_items(parts, call.caller, decode_items(given, "items"))
-    return parts.engine.check_items(items)
+    return check_items(parts, items, "items")
 
 
 async def _session_id(parts: Parts, call: Call) -> str:

@@ -1,11 +1,12 @@
-"""Items that are only named: looked up, and put in the place of their names."""
+"""Items of a request: those that are only named are looked up, all are checked."""
 
 from collections.abc import Sequence
 
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.dialects.openai.content import Reference, not_found
+from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.domain import Item
-from turnkeeper.errors import MessageNotFound, SessionNotFound
+from turnkeeper.errors import InvalidRequest, MessageNotFound, SessionNotFound
 
 
 async def resolve_items(
@@ -27,3 +28,16 @@ async def resolve_items(
         else:
             found.append(item)
     return tuple(found)
+
+
+def check_items(parts: Parts, items: Sequence[Item], param: str) -> tuple[Item, ...]:
+    """The items, if they may be kept.
+
+    Raises:
+        MessageTooLong
+        WrongParameter: one holds what no store can.
+    """
+    try:
+        return parts.engine.check_items(items)
+    except InvalidRequest as error:
+        raise WrongParameter(error.sentence, param) from None

@@ -34,6 +34,7 @@ from turnkeeper.stores.sql.idempotency import once
 from turnkeeper.stores.sql.removal import remove_belongings
 from turnkeeper.stores.sql.rows import OF_ID, Rows, Transaction
 from turnkeeper.stores.sql.sessions import create_session
+from turnkeeper.stores.sql.usage import record_open
 
 # --- Documents ---------------------------------------------------------------------------------
 
@@ -353,7 +354,9 @@ def delete_section(
 
 def _delete_chats(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     """Delete sessions with all that belongs to them; returns the turns that were not over."""
-    yield _DELETE_CHATS + which, (id_,)  # first: that locks them, so that no turn begins there
+    # First: that locks them, so that no turn begins there.
+    chats = yield f"{_DELETE_CHATS}{which} RETURNING id, owner, revision", (id_,)
+    yield from record_open(chats)
     return (yield from remove_belongings(f"IN {which}", id_))
 
 

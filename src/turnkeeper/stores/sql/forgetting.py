@@ -17,6 +17,7 @@ from turnkeeper.stores.sql.removal import (
     UNLINK_SECTION,
 )
 from turnkeeper.stores.sql.rows import Transaction
+from turnkeeper.stores.sql.usage import fold_sessions, forget_usage, record_open
 
 DELETE_USER = "DELETE FROM users WHERE name = ? RETURNING name"
 DELETE_KEYS = "DELETE FROM api_keys WHERE user_name = ? RETURNING id"
@@ -27,7 +28,7 @@ DELETE_TOKENS_OF_USER = "DELETE FROM session_tokens WHERE user_name = ? RETURNIN
 SOME_SESSIONS = """
 DELETE FROM sessions WHERE id IN (
     SELECT id FROM sessions WHERE user_name = ? ORDER BY id DESC LIMIT ?
-) RETURNING id, section
+) RETURNING id, owner, revision, section
 """
 SOME_SESSIONS_OF_END_USER = SOME_SESSIONS.replace("user_name = ?", "owner = ?")
 SOME_DOCUMENTS = """
@@ -45,12 +46,21 @@ DELETE_SECTIONS = "DELETE FROM sections WHERE document_id = ? RETURNING id"
 DELETE_KEYS_OF_REQUESTS = """
 DELETE FROM idempotency_keys WHERE owner = ? OR substr(owner, 1, ?) = ? RETURNING key
 """
+DELETE_SPENT = """
+DELETE FROM spent WHERE kind IN ('user', 'end_user') AND (name = ? OR substr(name, 1, ?) = ?)
+RETURNING name
+"""
+DELETE_SPENT_BY_KEY = "DELETE FROM spent WHERE kind = 'key' AND name = ? RETURNING name"
+DELETE_QUOTAS = "DELETE FROM session_quotas WHERE owner = ? OR substr(owner, 1, ?) = ?"
 
 
 def forget_credentials(user: str) -> Transaction[Forgotten]:
     removed = Counter[str]()
     for statement in (DELETE_USER, DELETE_KEYS, DELETE_LOGINS, DELETE_TOKENS_OF_USER):
-        removed[_table(statement)] += len((yield statement, (user,)))
+        rows = yield statement, (user,)
+        removed[_table(statement)] += len(rows)
+        for (id_,) in rows if statement is DELETE_KEYS else ():
+            yield DELETE_SPENT_BY_KEY, (id_,)
     return Forgotten(removed, (), more=True)
 
 
@@ -59,7 +69,8 @@ def forget_some(owner: str, limit: int) -> Transaction[Forgotten]:
     _, end_user = split_owner(owner)
     whole = end_user is None
     sessions = yield SOME_SESSIONS if whole else SOME_SESSIONS_OF_END_USER, (owner, limit)
-    for id_, section in sessions:
+    yield from record_open(sessions)
+    for id_, *_, section in sessions:
         open_turns += yield from _forget_session(id_, section, removed)
     documents = yield SOME_DOCUMENTS if whole else SOME_DOCUMENTS_OF_END_USER, (owner, limit)
     for (id_,) in documents:
@@ -72,6 +83,10 @@ def forget_some(owner: str, limit: int) -> Transaction[Forgotten]:
         end_users = f"{owner}/"
         keys = yield DELETE_KEYS_OF_REQUESTS, (owner, len(end_users), end_users)
         removed["idempotency_keys"] += len(keys)
+        for table, count in (yield from forget_usage(owner)).items():
+            removed[table] += count
+        removed["spent"] += len((yield DELETE_SPENT, (owner, len(end_users), end_users)))
+        yield DELETE_QUOTAS, (owner, len(end_users), end_users)
     return Forgotten(removed, open_turns, more)
 
 
@@ -80,6 +95,7 @@ def _forget_session(
 ) -> Transaction[Sequence[TurnRef]]:
     """As `removal.remove_belongings_of`, counted."""
     open_turns = yield OPEN_TURNS_OF_SESSION, (id_,)
+    yield from fold_sessions("= ?", id_)  # into what everybody has used together
     for statement in (*DELETE_SAID, *DELETE_KEPT):
         removed[_table(statement)] += len((yield f"{statement} RETURNING session_id", (id_,)))
     yield BLANK_KEYS, (id_,)

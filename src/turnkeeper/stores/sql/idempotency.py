@@ -67,6 +67,11 @@ def claim(key: IdempotencyKey | None, now: int) -> Transaction[str | None]:
     return str(made)
 
 
+def was_made(key: IdempotencyKey) -> Transaction[bool]:
+    rows = yield FIND_MADE, (key.owner, key.key)
+    return bool(rows) and rows[0][0] == key.request and rows[0][1] != ""
+
+
 def keep_made(key: IdempotencyKey | None, made: str, session_id: str | None) -> Transaction[None]:
     """Remember what was made under a key that was claimed, and with which session it goes."""
     if key is not None:

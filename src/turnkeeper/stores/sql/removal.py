@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from turnkeeper.domain import TurnRef
 from turnkeeper.stores.sql.rows import Transaction
+from turnkeeper.stores.sql.usage import fold_sessions
 
 OPEN_TURNS_OF_SESSION = """
 SELECT session_id, number FROM turns
@@ -39,6 +40,7 @@ def remove_said(which: str, id_: str) -> Transaction[Sequence[TurnRef]]:
     `which` is what follows `session_id` in a condition, with a place for `id_`.
     """
     open_turns = yield OPEN_TURNS_OF_SESSION.replace(_OF_ONE, which), (id_,)
+    yield from fold_sessions(which, id_)
     for statement in DELETE_SAID:
         yield statement.replace(_OF_ONE, which), (id_,)
     return [TurnRef(*row) for row in open_turns]

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from turnkeeper.contracts import MessagePage, NewSession, SessionPage
+from turnkeeper.contracts import MessagePage, NewSession, Quota, SessionPage
 from turnkeeper.domain import (
     Basis,
     ById,
@@ -52,7 +52,9 @@ from turnkeeper.stores.sql.rows import (
     encode_object,
     weigh_shown,
 )
+from turnkeeper.stores.sql.spending import check_quotas
 from turnkeeper.stores.sql.turns import TURN_STATUS, busy, insert_item, name_of
+from turnkeeper.stores.sql.usage import record_open
 
 # --- Reading one -------------------------------------------------------------------------------
 
@@ -316,6 +318,7 @@ def _create_session(new: NewSession) -> Transaction[Session]:
     sums = (len(new.variables), turns, counted, weigh_shown(new.items))
     yield INSERT_SESSION, (*made, revision.id, *sums, new.now, new.now)
     yield from expire_later(new.id, revision.blueprint, new.now)
+    yield from check_quotas(new.quotas)
     if new.variables or new.metadata:
         data = (encode_object(new.variables), encode_object(new.metadata))
         yield INSERT_DATA, (new.id, *data)
@@ -434,8 +437,13 @@ def fork_session(
     now: int,
     *,
     key: IdempotencyKey | None = None,
+    quotas: Sequence[Quota] = (),
 ) -> Transaction[Session]:
-    return (yield from _once(owner, key, _fork_session(owner, session, at, new_id, now), now))
+    def work() -> Transaction[Session]:
+        yield from check_quotas(quotas, to_come=1)  # before thousands of items are copied
+        return (yield from _fork_session(owner, session, at, new_id, now))
+
+    return (yield from _once(owner, key, work(), now))
 
 
 def _fork_session(
@@ -483,17 +491,20 @@ def _last_place_of_turn(session_id: str, at: TurnRef) -> Transaction[tuple[int, 
 CLEAR_BY_ID = f"""
 UPDATE sessions SET running = NULL, message_count = 0, hidden_count = 0, weight = 0,
     version = version + 1, updated_at = ?
-WHERE {OF_ID} RETURNING id
+WHERE {OF_ID} RETURNING id, owner, revision
 """
 CLEAR_BY_ALIAS = CLEAR_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
 def clear_session(owner: str, session: SessionChoice, now: int) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, CLEAR_BY_ID, CLEAR_BY_ALIAS), (now, owner, name_of(session))
+    yield from record_open(rows)
     return (yield from remove_said_in(rows[0][0])) if rows else []
 
 
-DELETE_BY_ID = f"DELETE FROM sessions WHERE {OF_ID} RETURNING id, version, section"
+DELETE_BY_ID = f"""
+DELETE FROM sessions WHERE {OF_ID} RETURNING id, owner, revision, version, section
+"""
 DELETE_BY_ALIAS = DELETE_BY_ID.replace(OF_ID, OF_ALIAS)
 
 
@@ -501,8 +512,9 @@ def delete_session(
     owner: str, session: SessionChoice, if_idle: bool, if_stamp: Collection[str] | None
 ) -> Transaction[Sequence[TurnRef]]:
     rows = yield _by(session, DELETE_BY_ID, DELETE_BY_ALIAS), (owner, name_of(session))
-    id_, version, section = _only(rows)
+    id_, _, _, version, section = _only(rows)
     _check_stamp(make_stamp(id_, version), if_stamp)
+    yield from record_open(rows)
     open_turns = yield from remove_belongings_of(id_, section)
     if open_turns and if_idle:
         raise SessionBusy(

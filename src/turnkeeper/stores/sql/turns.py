@@ -20,6 +20,7 @@ from turnkeeper.domain import (
     TurnRef,
     TurnStatus,
     counts_as_message,
+    divide,
     item_weight,
     parse_turn_id,
     split_owner,
@@ -47,6 +48,8 @@ from turnkeeper.stores.sql.rows import (
     is_shown,
     weigh_shown,
 )
+from turnkeeper.stores.sql.spending import check_quotas
+from turnkeeper.stores.sql.usage import RECORD_ENDED, entry_of
 
 # --- Beginning a turn --------------------------------------------------------------------------
 
@@ -129,7 +132,10 @@ def _begin_turn(new: NewTurn) -> Transaction[BegunTurn]:
         raise SessionNotFound("Session not found")
     if number == 1:  # of a session that is new; one that was made before has been noted
         yield from expire_later(session_id, basis.revision.blueprint, new.now)
+        yield from check_quotas(new.quotas)
     choice = new.choose(basis, total_weight)
+    if new.admit is not None:
+        new.admit(session_id, basis, total_weight)
     ahead: Sequence[int] = ()
     if running != number:
         ahead = yield from _join_queue(new, basis, session_id, number, running)
@@ -346,10 +352,12 @@ def get_history(ref: TurnRef, history_weight: int) -> Transaction[tuple[Turn, Hi
 FREE_SLOT = """
 UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
     version = version + 1, updated_at = ?
-WHERE id = ? AND running = ? RETURNING turns
+WHERE id = ? AND running = ? RETURNING turns, owner, revision
 """
 
-LOCK_SESSION = "UPDATE sessions SET version = version + 1, updated_at = ? WHERE id = ?"
+LOCK_SESSION = """
+UPDATE sessions SET version = version + 1, updated_at = ? WHERE id = ? RETURNING owner, revision
+"""
 TURN_STATUS = "SELECT status FROM turns WHERE session_id = ? AND number = ?"
 
 END_TURN = """
@@ -357,7 +365,7 @@ UPDATE turns SET status = ?, model = COALESCE(?, model), finished_at = ?, prompt
     completion_tokens = ?, usage_estimated = ?, error_code = ?, error = ?, retry_after = ?,
     messages_sent = ?, messages_dropped = ?, estimated_tokens = ?, summarised = ?, finish = ?,
     cached_tokens = ?, reasoning_tokens = ?
-WHERE session_id = ? AND number = ?
+WHERE session_id = ? AND number = ? RETURNING model, created_at
 """
 
 APPEND_REPLY = """
@@ -400,8 +408,8 @@ def end_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
     rows = yield FREE_SLOT, (messages, weight, now, ref.session_id, ref.number)
     if not rows:
         return (yield from _end_waiting(ref, ending, now))
-    yield from _close_turn(ref, ending, now)
-    newest = rows[0][0]
+    newest, *whose = rows[0]
+    yield from _close_turn(ref, whose, ending, now)
     return EndedTurn(True, (yield from _start_next(ref)) if newest > ref.number else None)
 
 
@@ -416,13 +424,13 @@ def _added_by(ending: Ending) -> tuple[int, int]:
 
 def _end_waiting(ref: TurnRef, ending: Ending, now: int) -> Transaction[EndedTurn]:
     """End a turn that did not run when we looked, unless it is over."""
-    yield LOCK_SESSION, (now, ref.session_id)
+    session = yield LOCK_SESSION, (now, ref.session_id)
     rows = yield TURN_STATUS, (ref.session_id, ref.number)
     status = rows[0][0] if rows else None
     if status == TurnStatus.RUNNING:  # promoted before we had the lock
         return (yield from end_turn(ref, ending, now))
     if status == TurnStatus.QUEUED:
-        yield from _close_turn(ref, ending, now)
+        yield from _close_turn(ref, session[0], ending, now)
     return EndedTurn(status == TurnStatus.QUEUED)
 
 
@@ -433,11 +441,12 @@ def _stays_in_prompts(ending: Ending) -> bool:
     return ending.status is not TurnStatus.FAILED and ending.text != ""
 
 
-def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
-    """Everything an ending changes but the session's own row."""
+def _close_turn(ref: TurnRef, whose: Row, ending: Ending, now: int) -> Transaction[None]:
+    """Everything an ending changes but the session's own row, of which `whose` is the owner and
+    the revision."""
     place = (ref.session_id, ref.number)
     usage, failure, context = ending.usage, ending.failure, ending.context
-    yield (
+    turns = yield (
         END_TURN,
         (
             ending.status.value,
@@ -454,6 +463,7 @@ def _close_turn(ref: TurnRef, ending: Ending, now: int) -> Transaction[None]:
             *place,
         ),
     )
+    yield RECORD_ENDED, entry_of(ref, whose, turns[0], ending, now)
     shown = _stays_in_prompts(ending)
     if not shown:
         rows = yield TURN_WEIGHT, place
@@ -510,7 +520,7 @@ SELECT text, cuts FROM checkpoints WHERE session_id = ? AND turn = ? ORDER BY po
 SETTLE_SESSION = """
 UPDATE sessions SET running = NULL, message_count = message_count + ?, weight = weight + ?,
     version = version + 1
-WHERE id = ?
+WHERE id = ? RETURNING owner, revision
 """
 
 
@@ -535,8 +545,8 @@ def settle_abandoned(now: int) -> Transaction[int]:
     abandoned = yield from list_open()
     for ref in abandoned:
         ending = yield from _interruption(ref)
-        yield SETTLE_SESSION, (*_added_by(ending), ref.session_id)
-        yield from _close_turn(ref, ending, now)
+        rows = yield SETTLE_SESSION, (*_added_by(ending), ref.session_id)
+        yield from _close_turn(ref, rows[0], ending, now)
     return len(abandoned)
 
 
@@ -584,7 +594,8 @@ def get_turn(owner: str, ref: TurnRef) -> Transaction[StoredReply]:
     data, cuts, *columns = rows[0]
     turn = decode_turn(ref, columns)
     items = yield from items_of_turn(ref)
-    text = "".join([kept.item.text for kept in items if is_reply(kept.item)])
+    _, made = divide(items)
+    text = "".join([kept.item.text for kept in made if is_reply(kept.item)])
     if not turn.status.terminal:
         checkpoints = yield CHECKPOINTED, (ref.session_id, ref.number)
         text = "".join([row[0] for row in checkpoints])

@@ -120,6 +120,8 @@ def _begin_version(new: NewVersion) -> Transaction[BegunTurn]:
     change = [more - less for more, less in zip(added, removed, strict=True)]
     [[total_weight, message_count]] = yield ADD_SUMS, (*change, session_id)
     choice = new.choose(basis, total_weight)
+    if new.admit is not None:
+        new.admit(session_id, basis, total_weight)
     stood: tuple[int | None, int | None] = (None, None)
     if in_place:
         slot, input_ = yield from _slot_of(session_id, replaced)

@@ -17,9 +17,8 @@ from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import completion_id, parse_completion_id
 from turnkeeper.dialects.openai.paging import encode_list, query_limit, query_order
 from turnkeeper.dialects.openai.parameters import check_metadata, decode_body
-from turnkeeper.domain import Item, Message, TurnRef, TurnStatus
+from turnkeeper.domain import Item, Message, TurnRef, TurnStatus, divide
 from turnkeeper.errors import TurnNotFound
-from turnkeeper.reply import divide
 
 PAGE_LIMIT = 100
 _BATCH = 100  # turns looked through at once for those that are wanted

@@ -1,5 +1,5 @@
 """`/v1/responses`: turns as OpenAI's Responses."""
 
-from turnkeeper.dialects.openai.responses.handlers import ROUTES
+from turnkeeper.dialects.openai.responses import compacting, handlers, socket
 
-__all__ = ["ROUTES"]
+ROUTES = (*handlers.ROUTES, *compacting.ROUTES, *socket.ROUTES)

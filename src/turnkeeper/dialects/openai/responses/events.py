@@ -51,6 +51,10 @@ def as_sse(type_: str) -> tuple[bytes, bytes]:
     return b"event: %b\ndata: " % type_.encode(), b"\n\n"
 
 
+# Open Responses wants it at the end of a stream; OpenAI does without, and its clients take either.
+_DONE = b"data: [DONE]\n\n"
+
+
 def as_json(_: str) -> tuple[bytes, bytes]:
     """Nothing: each event is a message of its own."""
     return b"", b""
@@ -189,6 +193,8 @@ class Fold:
         if self._after >= self._number and not knows_end:  # a crash has lost what it knows
             self._number = self._after + 1
         self._tell_response(_LAST[response_status(turn)], turn, output)
+        if self._frame is as_sse:
+            self.put(_DONE)
 
     # --- Items -----------------------------------------------------------------------------------
 

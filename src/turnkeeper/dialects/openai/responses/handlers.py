@@ -31,7 +31,15 @@ T = TypeVar("T")
 
 
 async def create_response(parts: Parts, call: Call) -> Outcome:
-    wanted, key = decode_wanted(call.body), call.key()
+    wanted = decode_wanted(call.body)
+    if wanted.session is None and wanted.previous is None:
+        # What is there already stays whose it is.
+        try:
+            call = call.on_behalf_of(wanted.user)
+        except InvalidRequest as error:
+            name = "safety_identifier" if "safety_identifier" in wanted.echo else "user"
+            raise WrongParameter(error.sentence, name) from None
+    key = call.key()
     running = await begin(parts, call.caller, wanted, key)
     headers = _headers_of(running)
     if call.wants_stream(wanted.stream):

@@ -157,8 +157,10 @@ class Wanted(msgspec.Struct, frozen=True):
 
     Attributes:
         items: what is to be answered; references still stand for what they name.
+        remembered: what stands before that, where no store has it.
         session: the conversation that it is to be in, and `previous` the response that it comes
             behind, if it names either.
+        user: which of an application's own users it is for.
         echo: what the response tells of the request, where that differs from the ordinary.
     """
 
@@ -171,7 +173,9 @@ class Wanted(msgspec.Struct, frozen=True):
     store: bool = True
     stream: bool = False
     background: bool = False
+    user: str | None = None
     echo: Mapping[str, Any] = {}
+    remembered: tuple[Item, ...] = ()
 
 
 def decode_wanted(body: bytes) -> Wanted:
@@ -199,6 +203,7 @@ def make_wanted(request: CreateRequest) -> Wanted:
         store=request.store is not False,
         stream=request.stream is True,
         background=request.background is True,
+        user=request.safety_identifier or request.user,
         echo=echo | _echo_of(request),
     )
 
@@ -227,7 +232,7 @@ def _refuse_what_cannot_be(request: CreateRequest) -> None:
 
 def _decode_input(request: CreateRequest) -> tuple[Item | Reference, ...]:
     given = request.input
-    if given is None:
+    if not given and not isinstance(given, str):
         if request.prompt or request.conversation or request.previous_response_id:
             return ()
         raise WrongParameter(

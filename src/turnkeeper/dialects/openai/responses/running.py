@@ -13,7 +13,7 @@ from turnkeeper.contracts import StoredReply
 from turnkeeper.dialects.exchange import Parts
 from turnkeeper.dialects.openai.errors import WrongParameter
 from turnkeeper.dialects.openai.ids import response_id
-from turnkeeper.dialects.openai.items import resolve_items
+from turnkeeper.dialects.openai.items import check_items, resolve_items
 from turnkeeper.dialects.openai.responses.events import OPENED, Fold, Frame, Opened, as_sse
 from turnkeeper.dialects.openai.responses.request import Template, Wanted, no_previous
 from turnkeeper.dialects.openai.responses.shape import (
@@ -30,15 +30,14 @@ from turnkeeper.domain import (
     IdempotencyKey,
     Item,
     KeptItem,
-    Message,
     MessageRef,
-    Reasoning,
     Sampling,
     SessionChoice,
     ToolCall,
     ToolResult,
     TurnRef,
     TurnStatus,
+    divide,
 )
 from turnkeeper.errors import (
     DeploymentNotFound,
@@ -60,6 +59,7 @@ class Running(msgspec.Struct, frozen=True):
         custom: the names of its tools that take any text.
         queued: as `Kept.queued`.
         is_kept: whether it can be asked for later.
+        asked: what it answers, all of that which is stored nowhere.
         repeated: an earlier request under the same idempotency key had begun it.
     """
 
@@ -69,6 +69,7 @@ class Running(msgspec.Struct, frozen=True):
     queued: bool = False
     is_kept: bool = True
     repeated: bool = False
+    asked: tuple[Item, ...] = ()
 
     @property
     def id(self) -> str:
@@ -135,23 +136,29 @@ async def begin(
     if key is not None and not wanted.store:
         raise InvalidRequest("An Idempotency-Key needs store: true: of this nothing is kept")
     wanted = await _use_template(parts, wanted)
-    items = parts.engine.check_items(await resolve_items(parts, caller, wanted.items))
+    new = check_items(parts, await resolve_items(parts, caller, wanted.items), "input")
+    items = (*wanted.remembered, *new)
     await _check_results(parts, caller, wanted, items)
     if wanted.store:
         return await _take(parts, caller, wanted, items, key)
     try:
         reply = await parts.engine.answer_unkept(
             caller,
-            items,
+            new,
             model=wanted.model,
             options=wanted.options,
             before=wanted.previous or wanted.session,
+            said=wanted.remembered,
         )
     except (SessionNotFound, TurnNotFound) as error:
-        raise _not_there(wanted, error) from None
+        raise not_there(wanted, error) from None
     session_id = wanted.session.id if isinstance(wanted.session, ById) else None
     return Running(
-        reply, encode_echo(wanted.echo, session_id), _custom_of(wanted.echo), is_kept=False
+        reply,
+        encode_echo(wanted.echo, session_id),
+        _custom_of(wanted.echo),
+        is_kept=False,
+        asked=items,
     )
 
 
@@ -188,7 +195,7 @@ async def _take(
     except NotNewest:
         assert previous is not None  # noqa: S101
     except (SessionNotFound, TurnNotFound) as error:
-        raise _not_there(wanted, error) from None
+        raise not_there(wanted, error) from None
     # The conversation has gone on since: it goes on anew from there.
     fork = (await parts.sessions.fork(caller, ById(previous.session_id), previous)).thing
     try:
@@ -217,7 +224,7 @@ def _custom_of(echo: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(tool["name"] for tool in tools if tool["type"] == "custom")
 
 
-def _not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exception:
+def not_there(wanted: Wanted, error: SessionNotFound | TurnNotFound) -> Exception:
     if wanted.previous is not None:
         return no_previous(response_id(wanted.previous))
     if wanted.session is not None and isinstance(error, SessionNotFound):
@@ -245,7 +252,7 @@ async def _check_results(parts: Parts, caller: str, wanted: Wanted, items: Seque
         try:
             missing -= await _calls_before(parts, caller, wanted, missing)
         except SessionNotFound as error:
-            raise _not_there(wanted, error) from None
+            raise not_there(wanted, error) from None
     for call_id in missing:
         raise WrongParameter(
             f"No tool call found for function call output with call_id {call_id[:100]}.", "input"
@@ -335,14 +342,7 @@ def kept_of(stored: StoredReply) -> Kept:
 
 
 def _count_asked(items: Sequence[KeptItem]) -> int:
-    """How many items a turn answers: what the model has made stands behind all others."""
-    for number in range(len(items), 0, -1):
-        if not _may_be_made(items[number - 1].item):
-            return items[number - 1].position + 1
-    return 0
-
-
-def _may_be_made(item: Item) -> bool:
-    if isinstance(item, Message):
-        return item.role == "assistant"
-    return isinstance(item, Reasoning | ToolCall)
+    asked, made = divide(items)
+    if made:
+        return made[0].position
+    return asked[-1].position + 1 if asked else 0

@@ -58,7 +58,7 @@ def decode_kept(data: str | None) -> Kept | None:
         return None
     try:
         return _kept.decode(data)
-    except msgspec.ValidationError:  # another part of this dialect has kept it
+    except (msgspec.ValidationError, RecursionError):  # another part of this dialect has kept it
         return None
 
 

@@ -45,6 +45,7 @@ class _Kind(msgspec.Struct):
     type: str
 
 
+_any = msgspec.json.Decoder(dict[str, Any])
 _kind = msgspec.json.Decoder(_Kind)
 _function = msgspec.json.Decoder(_Function)
 _custom = msgspec.json.Decoder(_Custom)
@@ -74,7 +75,7 @@ def decode_tools(
 
 def _decode_tool(raw: msgspec.Raw, place: str) -> tuple[Tool | None, Mapping[str, Any]]:
     kind = decode_at(_kind, raw, place).type
-    as_given: dict[str, Any] = msgspec.json.decode(raw)
+    as_given = decode_at(_any, raw, place)
     if kind == "function":
         function = decode_at(_function, raw, place)
         tool = Tool(function.name, function.description, function.parameters, function.strict)
