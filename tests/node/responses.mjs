@@ -200,3 +200,12 @@ test('images are passed on', async () => {
   const content = [{ type: 'input_text', text: 'count pictures' }, image];
   assert.equal((await ask([{ role: 'user', content }])).output_text, '1');
 });
+
+test('the tokens of an input, and a conversation made short', async () => {
+  const counted = await responses.inputTokens.count({ model: MODEL, input: 'hello' });
+  assert.ok(counted.input_tokens > 0);
+  const made = await responses.compact({ model: MODEL, input: 'hello' });
+  assert.equal(made.object, 'response.compaction');
+  assert.equal(made.output.at(-1).type, 'compaction');
+  assert.ok((await ask([...made.output, { role: 'user', content: 'go on' }])).output_text);
+});

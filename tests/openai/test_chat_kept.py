@@ -232,6 +232,22 @@ async def test_a_session_is_named_as_any_dialect_does(
         await say(client, HELLO, metadata={"session_id": unknown})
 
 
+async def test_a_session_may_be_named_by_a_header(
+    client: openai.AsyncOpenAI, http: httpx.AsyncClient, model: ModelServer
+) -> None:
+    here, there = new_name(), new_name()
+    for _ in range(2):
+        await say(client, HELLO, extra_headers={"Session-Id": here})
+    assert len(await said_in(http, here)) == 4
+    kept = {"Session-Id": here, "Idempotency-Key": new_name()}
+    await say(client, HELLO, extra_headers=kept, metadata={"session_id": here})
+    with pytest.raises(openai.BadRequestError, match="another session"):
+        await say(client, HELLO, extra_headers=kept, metadata={"session_id": there})
+    with pytest.raises(openai.UnprocessableEntityError):  # the key stands for the other session
+        await say(client, HELLO, extra_headers=kept | {"Session-Id": there})
+    assert len(await said_in(http, here)) == 6
+
+
 async def test_the_system_message_is_for_one_turn(
     client: openai.AsyncOpenAI, http: httpx.AsyncClient, model: ModelServer
 ) -> None:
