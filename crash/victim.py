@@ -19,6 +19,7 @@ import uvloop
 from turnkeeper import compose
 from turnkeeper.config import read_config
 from turnkeeper.contracts import Durability
+from turnkeeper.observer import Commits
 from turnkeeper.stores.sql.rows import Transaction
 from turnkeeper.stores.sqlite import open_sqlite
 from turnkeeper.stores.store import Driver
@@ -76,6 +77,10 @@ class WatchedDriver:
     @property
     def failing(self) -> bool:
         return self._driver.failing
+
+    @property
+    def commits(self) -> Commits:
+        return self._driver.commits
 
     async def close(self) -> None:
         await self._driver.close()

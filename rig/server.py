@@ -40,6 +40,7 @@ class Server:
             "PATH": os.environ["PATH"],
             "PORT": "0",
             "PYTHONFAULTHANDLER": "1",
+            "TURNKEEPER_LOG_LEVEL": "warning",
             **(env or {}),
         }
         self.log: list[str] = []

@@ -288,6 +288,34 @@ async def test_streams_are_counted_while_they_are_open(
         gate.set()
 
 
+async def test_a_websocket_is_a_stream_and_its_messages_are_requests(
+    tmp_path: Path, model_server: ModelServer
+) -> None:
+    model_server.script = lambda _: Plan(deltas=WORDS)
+    limits = "[limits.end_user]\nopen_streams = 1\ntokens_per_day = 500\nrequests_per_minute = 4"
+    headers = {"X-End-User": "bob"}
+    async with (
+        serving(tmp_path, model_server, limits) as (http, _),
+        http.ws_connect("/v1/responses", headers=headers) as socket,
+    ):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await http.ws_connect("/v1/responses", headers=headers)
+        assert refused.value.status == 429
+        asked = {"type": "response.create", "model": "scripted", "input": "hello"}
+        await socket.send_json(asked)
+        while (await socket.receive_json())["type"] != "response.completed":
+            pass
+        left = (await ask(http, "/api/me", X_End_User="bob")).body["left"]
+        assert {one["limit"]: one["left"] for one in left} == {
+            "requests_per_minute": 0,  # two handshakes, a message, and this one
+            "tokens_per_day": 500 - USED,
+            "open_streams": 0,
+        }
+        await socket.send_json(asked)
+        told = await socket.receive_json()
+        assert (told["type"], told["error"]["code"]) == ("error", "rate_limit_exceeded")
+
+
 async def test_the_caller_is_told_all_that_is_left(
     tmp_path: Path, model_server: ModelServer
 ) -> None:

@@ -12,6 +12,7 @@ import uvloop
 from turnkeeper.admission import keys, users
 from turnkeeper.config import SETTINGS, Config, Setting, read_config, read_url, shown_database
 from turnkeeper.errors import ConfigError
+from turnkeeper.logs import open_logs
 from turnkeeper.publishing import deployments
 from turnkeeper.upkeep import backup, sessions, vacuum
 
@@ -98,6 +99,9 @@ _OF_A_SERVER = (
     "durability",
     "checkpoint_seconds",
     "grace",
+    "log_format",
+    "log_level",
+    "log_content",
 )
 
 
@@ -150,7 +154,8 @@ async def _serve(config: Config) -> None:
         database = shown_database(config.database)
         click.echo(f"Turnkeeper is listening on {address} (model {model}, {database})")
 
-    await serve(config, announce)
+    with open_logs(config.log_format, config.log_level) as logs:
+        await serve(config, announce, write=logs.write)
 
 
 async def _check(config: Config) -> bool:

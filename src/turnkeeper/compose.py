@@ -37,6 +37,7 @@ from turnkeeper.gate import Gate
 from turnkeeper.keeper import Keeper, keep_books
 from turnkeeper.library import Library
 from turnkeeper.limits import Rules
+from turnkeeper.observer import Observer
 from turnkeeper.plans import Plans
 from turnkeeper.policy import Policy
 from turnkeeper.randomness import Randomness
@@ -59,6 +60,7 @@ from turnkeeper.web.app import Web
 from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
+from turnkeeper.web.telemetry import Telemetry, Write
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +73,13 @@ async def serve(
     announce: Callable[[str, str], None],
     *,
     opening: OpenDriver | None = None,
+    write: Write | None = None,
 ) -> None:
     """Serve until told to stop.
 
     `announce` gets the address and the default model's id once requests are answered.
-    `opening` opens the database in the place of `open_driver`.
+    `opening` opens the database in the place of `open_driver`. `write` logs a line for each
+    request and turn.
 
     Raises:
         ConfigError: the server cannot start as it is configured.
@@ -83,8 +87,9 @@ async def serve(
     _allow_open_files()
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_parts(config, opening) as parts:
-            web = _web(parts, config)
+        telemetry = Telemetry(write, with_content=config.log_content == "on")
+        async with open_parts(config, opening, telemetry) as parts:
+            web = _web(parts, config, telemetry)
             _calm_collector()
 
             def listening() -> None:
@@ -107,8 +112,9 @@ async def open_server(config: Config) -> AsyncIterator[str]:
     """
     with bind(config.host, config.port) as listener:
         listener.listen(2048)
-        async with open_parts(config) as parts:
-            web = _web(parts, config)
+        telemetry = Telemetry()
+        async with open_parts(config, telemetry=telemetry) as parts:
+            web = _web(parts, config, telemetry)
             server = _Guest(web, parts.engine, 0, _patience(config))
             listening = asyncio.Event()
             serving = asyncio.create_task(server.serve_on(listener, listening.set))
@@ -165,8 +171,11 @@ def _calm_collector() -> None:
 
 
 @asynccontextmanager
-async def open_parts(config: Config, opening: OpenDriver | None = None) -> AsyncIterator[Parts]:
+async def open_parts(
+    config: Config, opening: OpenDriver | None = None, telemetry: Telemetry | None = None
+) -> AsyncIterator[Parts]:
     """The engine and its siblings over store and providers, with everything abandoned settled."""
+    telemetry = telemetry or Telemetry()
     async with open_roster(config) as roster:
         offers = roster.make_offers()
         absences = tuple(roster.absences())
@@ -183,11 +192,14 @@ async def open_parts(config: Config, opening: OpenDriver | None = None) -> Async
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
                 usage = UsageBook(SqlUsage(driver), now=_now)
-                parts = await _assemble(store, documents, plans, accounts, config, usage=usage)
+                parts = await _assemble(
+                    store, documents, plans, accounts, config, usage=usage, observer=telemetry
+                )
+                telemetry.watch(parts.engine, counts, driver.commits)
             if settled:
                 log.warning("%d turns that a crash had left were settled as interrupted", settled)
             settle_strays = parts.engine.settle_strays
-            keeper = Keeper(store, counts, settle_strays, usage.keep, now=_now)
+            keeper = Keeper(store, counts, settle_strays, usage.keep, observer=telemetry, now=_now)
             keeping = {
                 asyncio.create_task(keeper.run()),
                 asyncio.create_task(keep_books(parts.gate)),
@@ -225,6 +237,7 @@ async def _assemble(
     config: Config,
     *,
     usage: UsageBook,
+    observer: Observer,
 ) -> Parts:
     entries, offers, random = config.all_deployments(), plans.offers, Randomness()
     default = entries[0].name
@@ -248,6 +261,7 @@ async def _assemble(
         background=documents.get_passage,
         now=_now,
         new_id=new_id,
+        observer=observer,
     )
     sessions = Sessions(store, engine, plans, default, gate, now=_now, new_id=new_id)
     library = Library(
@@ -320,12 +334,13 @@ def _rules(config: Config) -> Rules:
     return msgspec.structs.replace(config.limits, server=server)
 
 
-def _web(parts: Parts, config: Config) -> Web:
+def _web(parts: Parts, config: Config, telemetry: Telemetry) -> Web:
     return Web(
         parts,
         _origins(config),
         config.body_limit,
         config.public_url,
+        telemetry=telemetry,
         proxies=frozenset(config.proxies),
         socket_lifetime=config.socket_lifetime,
     )

@@ -18,6 +18,7 @@ from turnkeeper.contracts import Durability
 from turnkeeper.domain import Blueprint
 from turnkeeper.errors import ConfigError
 from turnkeeper.limits import Rules
+from turnkeeper.logs import Format, Level
 from turnkeeper.settings import SETTINGS, Setting, read_http_url
 from turnkeeper.tables import (
     DEFAULT_DEPLOYMENT,
@@ -83,6 +84,9 @@ class Config(msgspec.Struct, frozen=True):
     durability: Durability
     checkpoint_seconds: float
     grace: float
+    log_format: Format
+    log_level: Level
+    log_content: str
     providers: tuple[ProviderEntry, ...] = ()
     deployments: tuple[DeploymentEntry, ...] = ()
     limits: Rules = Rules()

@@ -205,7 +205,7 @@ class Gate:
     @property
     def has_asker(self) -> bool:
         """Whether there may be limits to what is begun now."""
-        return not self._is_open or self._asker.get() is not NO_ONE
+        return not self._is_open or bool(self._asker.get().parties)
 
     async def ticket(self, owner: str, *, keyed: bool = False) -> "Ticket":
         """What a turn of `owner`'s is admitted by.

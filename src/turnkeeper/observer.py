@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from turnkeeper.domain import Prompt, Turn
+from turnkeeper.histograms import Buckets
 
 
 class ProviderCall(msgspec.Struct, frozen=True):
@@ -51,6 +52,25 @@ class Lived(msgspec.Struct, frozen=True):
     calls: Sequence[ProviderCall]
     prompt: Prompt | None
     text: str
+
+
+class Commits:
+    """How a database's commits went: written by its driver, read by whoever wants to know.
+
+    Attributes:
+        seconds: what each took.
+        transactions: how many were in each.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = Buckets(
+            (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+        )
+        self.transactions = Buckets((1, 2, 4, 8, 16, 32, 64))
+
+    def add(self, seconds: float, transactions: int) -> None:
+        self.seconds.add(seconds)
+        self.transactions.add(transactions)
 
 
 class Observer(Protocol):

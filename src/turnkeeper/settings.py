@@ -113,6 +113,15 @@ def _durability(text: str) -> str:
     return text
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
+        return text
+
+    return read
+
+
 def _key(text: str) -> str:
     if not re.fullmatch(r"[!-~]{32,512}", text):
         raise ValueError("must be 32 to 512 characters of ASCII without spaces")
@@ -326,5 +335,24 @@ SETTINGS: tuple[Setting, ...] = (
         10.0,
         _seconds,
         "Seconds that running turns have to finish when the server is told to stop.",
+    ),
+    Setting(
+        "log_format",
+        "auto",
+        _one_of("auto", "json", "text"),
+        "How the log is written: a JSON object a line, or text for people; `auto` is text on a"
+        " terminal.",
+    ),
+    Setting(
+        "log_level",
+        "info",
+        _one_of("debug", "info", "warning", "error"),
+        "What is logged; `info` is a line for each request and each turn.",
+    ),
+    Setting(
+        "log_content",
+        "off",
+        _one_of("on", "off"),
+        "`on`: the log holds what people say, and the replies.",
     ),
 )

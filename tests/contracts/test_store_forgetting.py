@@ -15,9 +15,10 @@ from turnkeeper.compose import open_driver
 from turnkeeper.contracts import BegunTurn
 from turnkeeper.domain import ByAlias, ById, IdempotencyKey, Key, Login, TurnRef, User
 from turnkeeper.errors import UserNotFound
+from turnkeeper.limits import Spent, Subject
 from turnkeeper.stores.accounts import SqlAccounts
 from turnkeeper.stores.documents import SqlDocuments
-from turnkeeper.stores.sql.rows import Rows
+from turnkeeper.stores.sql.rows import Rows, Transaction
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.stores.usage import SqlUsage
 
@@ -59,6 +60,13 @@ async def everything_of(driver: Driver, owner: str, words: str) -> None:
     begun = await store.begin_turn(a_turn(words, owner=owner, session=session))
     assert isinstance(begun, BegunTurn)
     await store.end_turn(begun.turn.ref, completed(words), NOW)
+    subject = Subject("end_user" if "/" in owner else "user", owner)
+    await store.keep_spent([Spent(subject, "tokens_per_day", NOW, 7)])
+    await driver.write(lambda: a_quota(owner))
+
+
+def a_quota(owner: str) -> Transaction[None]:
+    yield "INSERT INTO session_quotas (owner) VALUES (?)", (owner,)
 
 
 async def a_user(driver: Driver, name: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import functools
 import itertools
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import asyncpg
 
 from turnkeeper.contracts import Durability
 from turnkeeper.errors import ConfigError, StoreUnavailable
+from turnkeeper.observer import Commits
 from turnkeeper.stores import migrations
 from turnkeeper.stores.outage import Outage
 from turnkeeper.stores.sql.rows import Contended, Rows, Transaction
@@ -54,6 +56,7 @@ class PostgresDriver:
     def __init__(self, pool: asyncpg.Pool, lock: asyncpg.Connection | None) -> None:
         self._pool = pool
         self._lock = lock  # a connection, which holds the lock while it lives; a visitor has none
+        self.commits = Commits()
         self._writing = Outage("PostgreSQL cannot be written")
         self._reading = Outage("PostgreSQL cannot be read")
 
@@ -78,6 +81,7 @@ class PostgresDriver:
         self, transaction: Callable[[], Transaction[T]], isolation: Any, *, readonly: bool
     ) -> T:
         outage = self._reading if readonly else self._writing
+        begun = time.perf_counter()
         try:
             async with (
                 self._pool.acquire() as connection,
@@ -88,6 +92,8 @@ class PostgresDriver:
             outage.failed(error)
             raise StoreUnavailable("The database cannot be used just now") from error
         outage.worked()
+        if not readonly:
+            self.commits.add(time.perf_counter() - begun, 1)
         return result
 
     async def give_back_space(self) -> bool:

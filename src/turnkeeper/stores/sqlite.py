@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from turnkeeper.contracts import Durability
 from turnkeeper.errors import ConfigError, StoreDamaged, StoreUnavailable
+from turnkeeper.observer import Commits
 from turnkeeper.stores import migrations
 from turnkeeper.stores.outage import Outage
 from turnkeeper.stores.sql.rows import Transaction
@@ -86,6 +87,7 @@ class SqliteDriver:
         self._readers = ThreadPoolExecutor(2, "turnkeeper-read")
         self._reader = threading.local()
         self._open_readers: list[sqlite3.Connection] = []
+        self.commits = Commits()
         self._writing = Outage("SQLite cannot be written")
         self._reading = Outage("SQLite cannot be read")
 
@@ -191,12 +193,14 @@ class SqliteDriver:
 
     def _commit(self, batch: list[_Job[Any]]) -> None:
         """In the thread: make the batch durable, then tell everyone."""
+        begun = time.perf_counter()
         try:
             self._writer.execute("COMMIT")
         except sqlite3.Error:
             self._roll_back()
             self._run_alone(batch)
         else:
+            self.commits.add(time.perf_counter() - begun, len(batch))
             self._loop.call_soon_threadsafe(self._settle, batch)
 
     def _run_alone(self, batch: list[_Job[Any]]) -> None:
@@ -268,6 +272,7 @@ class VisitingDriver:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.commits = Commits()
 
     async def write(self, transaction: Callable[[], Transaction[T]], *, long: bool = False) -> T:
         del long  # nothing else waits

@@ -43,6 +43,7 @@ from turnkeeper.domain import (
     Version,
 )
 from turnkeeper.limits import Spent, Subject
+from turnkeeper.observer import Commits
 from turnkeeper.stores.sql import (
     deployments,
     expiry,
@@ -81,6 +82,11 @@ class Driver(Protocol):
     @property
     def failing(self) -> bool:
         """Whether the last write failed because the database could not be written."""
+        ...
+
+    @property
+    def commits(self) -> Commits:
+        """How its commits went."""
         ...
 
     async def close(self) -> None: ...

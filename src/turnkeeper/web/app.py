@@ -35,6 +35,7 @@ from turnkeeper.web.pages import read_page
 from turnkeeper.web.request import COMMON_HEADERS, STRICT_TRANSPORT, Request
 from turnkeeper.web.routes import RouteMap
 from turnkeeper.web.socket import Sockets
+from turnkeeper.web.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     Attributes:
         encode_error: words those that come before a method is chosen.
+        route: the path, with its variables in braces; `none` where nothing is served.
         is_open: nobody is asked for credentials.
         admin: for all but admins, there is nothing here.
         uncounted: no limits hold here: whoever watches the server must get an answer.
@@ -68,6 +70,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     acts: Mapping[str, tuple[Act, EncodeError]]
     encode_error: EncodeError
+    route: str = "none"
     is_open: bool = False
     admin: bool = False
     uncounted: bool = False
@@ -83,6 +86,7 @@ class Web:
         body_limit: int,
         public_url: str | None = None,
         *,
+        telemetry: Telemetry,
         proxies: frozenset[str] = frozenset(),
         socket_lifetime: float = 3600,
     ) -> None:
@@ -102,15 +106,18 @@ class Web:
         is_https = public_url is not None and public_url.startswith("https:")
         self._common = (*COMMON_HEADERS, STRICT_TRANSPORT) if is_https else COMMON_HEADERS
         self._random = Randomness()
+        self._telemetry = telemetry
+        self._metrics: Callable[[], bytes] | None = None
         self._sockets = Sockets(socket_lifetime)
         self.body_limit = body_limit
         self._page = read_page("chat.html")
         self._index = chatbot.encode_index(_ROUTES)
         self._routes = RouteMap(
             [
-                ("/", self._own(self._get_root)),
-                ("/health/live", self._own(self._get_live)),
-                ("/health/ready", self._own(self._get_ready)),
+                ("/", self._own("/", self._get_root)),
+                ("/health/live", self._own("/health/live", self._get_live)),
+                ("/health/ready", self._own("/health/ready", self._get_ready)),
+                ("/metrics", self._own("/metrics", self._get_metrics, admin=True)),
                 *((path, self._endpoint(path)) for path in dict.fromkeys(r.path for r in _ROUTES)),
             ],
             any_case={route.path for route in _ROUTES if route.any_case},
@@ -119,8 +126,10 @@ class Web:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send, self._random, self._proxies, common=self._common)
         visit = Visit(self._parts.gate, keyed=is_keyed(request.method, request.headers))
+        began, outcome = self._telemetry.request_began(request), None
         try:
             outcome = await self._outcome(request, visit)
+            self._telemetry.answering(outcome)
             if isinstance(outcome, Upgrade):
                 admit = partial(self._admit_message, request)
                 await request.open_socket(outcome, self._sockets, admit)
@@ -129,6 +138,7 @@ class Web:
         finally:
             if visit.counts:
                 visit.close()
+            self._telemetry.request_ended(request, outcome, began)
 
     async def _outcome(self, request: Request, visit: Visit) -> Outcome:
         """What is answered, whatever happens."""
@@ -153,6 +163,7 @@ class Web:
         if preflight is not None:
             return preflight
         endpoint, path_values = self._routes.find(request.path) or _nothing(request.path)
+        request.route = endpoint.route
         method = "GET" if request.method == "HEAD" else request.method
         act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
         try:
@@ -160,6 +171,7 @@ class Web:
                 visit.arrive(request.address)
             # Who is not known is not even told what there is.
             caller = await self._identify(request, is_open=endpoint.is_open)
+            request.caller = caller
             if not endpoint.uncounted:
                 visit.enter(caller)
             if caller.name:
@@ -202,6 +214,7 @@ class Web:
         return Endpoint(
             {route.method: (self._act(route), encode_error) for route, encode_error in here},
             _dialect_of(path).encode_error,
+            path,
             is_open=all(route.is_open for route, _ in here),
             admin=any(route.admin for route, _ in here),
         )
@@ -210,10 +223,10 @@ class Web:
         parts, handler = self._parts, route.handler
         return lambda call: handler(parts, call)
 
-    def _own(self, act: Act) -> Endpoint:
+    def _own(self, path: str, act: Act, *, admin: bool = False) -> Endpoint:
         encode_error = native.DIALECT.encode_error
         acts = {"GET": (act, encode_error)}
-        return Endpoint(acts, encode_error, is_open=True, uncounted=True)
+        return Endpoint(acts, encode_error, path, is_open=not admin, admin=admin, uncounted=True)
 
     async def _get_root(self, call: Call) -> Outcome:
         """A page for people, a list of endpoints for programs."""
@@ -221,6 +234,13 @@ class Web:
 
     async def _get_live(self, _: Call) -> Outcome:
         return Answer(200, encode_json({"status": "live"}))
+
+    async def _get_metrics(self, _: Call) -> Outcome:
+        from turnkeeper.web import metrics  # noqa: PLC0415  many are never asked for it
+
+        if self._metrics is None:
+            self._metrics = metrics.Metrics(self._telemetry).tell
+        return Answer(200, self._metrics(), content_type=metrics.CONTENT_TYPE)
 
     async def _get_ready(self, _: Call) -> Outcome:
         try:

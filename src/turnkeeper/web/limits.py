@@ -103,6 +103,9 @@ class Visit:
 def _is_new_stream(outcome: Outcome) -> bool:
     if isinstance(outcome, Upgrade):
         return True
+    """A WebSocket is one as long as it is open."""
+    if isinstance(outcome, Upgrade):
+        return True
     return isinstance(outcome, EventStream) and REPEATED not in outcome.headers
 
 

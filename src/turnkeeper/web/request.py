@@ -101,6 +101,8 @@ class Request:
         if self.address in proxies:
             forwarded = self._all(b"x-forwarded-for").decode("latin-1")
             self.address = origin_of(self.address, forwarded, proxies)
+        self.route = "none"  # the pattern of its path, once that is found
+        self.caller: Caller | None = None
         self._receive = receive
         self._send = refusing(send) if self.is_handshake else send
         self._send_frames = send

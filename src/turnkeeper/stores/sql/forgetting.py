@@ -51,7 +51,9 @@ DELETE FROM spent WHERE kind IN ('user', 'end_user') AND (name = ? OR substr(nam
 RETURNING name
 """
 DELETE_SPENT_BY_KEY = "DELETE FROM spent WHERE kind = 'key' AND name = ? RETURNING name"
-DELETE_QUOTAS = "DELETE FROM session_quotas WHERE owner = ? OR substr(owner, 1, ?) = ?"
+DELETE_QUOTAS = """
+DELETE FROM session_quotas WHERE owner = ? OR substr(owner, 1, ?) = ? RETURNING owner
+"""
 
 
 def forget_credentials(user: str) -> Transaction[Forgotten]:
@@ -85,8 +87,9 @@ def forget_some(owner: str, limit: int) -> Transaction[Forgotten]:
         removed["idempotency_keys"] += len(keys)
         for table, count in (yield from forget_usage(owner)).items():
             removed[table] += count
-        removed["spent"] += len((yield DELETE_SPENT, (owner, len(end_users), end_users)))
-        yield DELETE_QUOTAS, (owner, len(end_users), end_users)
+        for statement in (DELETE_SPENT, DELETE_QUOTAS):
+            rows = yield statement, (owner, len(end_users), end_users)
+            removed[_table(statement)] += len(rows)
     return Forgotten(removed, open_turns, more)
 
 
