@@ -102,6 +102,7 @@ _OF_A_SERVER = (
     "log_format",
     "log_level",
     "log_content",
+    "traces",
 )
 
 

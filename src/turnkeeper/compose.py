@@ -55,6 +55,7 @@ from turnkeeper.stores.sqlite import (
 )
 from turnkeeper.stores.store import Driver, SqlStore
 from turnkeeper.stores.usage import SqlUsage
+from turnkeeper.traces import open_traces
 from turnkeeper.usage import UsageBook
 from turnkeeper.web.app import Web
 from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
@@ -85,9 +86,8 @@ async def serve(
         ConfigError: the server cannot start as it is configured.
     """
     _allow_open_files()
-    with bind(config.host, config.port) as listener:
+    with _open_telemetry(config, write) as telemetry, bind(config.host, config.port) as listener:
         listener.listen(2048)
-        telemetry = Telemetry(write, with_content=config.log_content == "on")
         async with open_parts(config, opening, telemetry) as parts:
             web = _web(parts, config, telemetry)
             _calm_collector()
@@ -127,6 +127,16 @@ async def open_server(config: Config) -> AsyncIterator[str]:
                 await web.hang_up()
                 server.should_exit = True
                 await serving
+
+
+@contextmanager
+def _open_telemetry(config: Config, write: Write | None) -> Iterator[Telemetry]:
+    with_content = config.log_content == "on"
+    if config.traces is None:
+        yield Telemetry(write, with_content=with_content)
+        return
+    with open_traces(config.traces) as traces:
+        yield Telemetry(write, with_content=with_content, trace=traces.turn_ended)
 
 
 def find_server(database: str) -> str | None:

@@ -87,6 +87,7 @@ class Config(msgspec.Struct, frozen=True):
     log_format: Format
     log_level: Level
     log_content: str
+    traces: str | None
     providers: tuple[ProviderEntry, ...] = ()
     deployments: tuple[DeploymentEntry, ...] = ()
     limits: Rules = Rules()

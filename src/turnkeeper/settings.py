@@ -355,4 +355,12 @@ SETTINGS: tuple[Setting, ...] = (
         _one_of("on", "off"),
         "`on`: the log holds what people say, and the replies.",
     ),
+    Setting(
+        "traces",
+        None,
+        read_http_url,
+        "Where traces are sent: a collector's address for OTLP over HTTP, as"
+        " `http://localhost:4318/v1/traces`. Needs `turnkeeper[otel]`.",
+        private=True,
+    ),
 )

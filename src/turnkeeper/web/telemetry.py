@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from turnkeeper.counts import Counts
@@ -47,8 +48,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 # Of the request that is served; a turn that it begins inherits it, whoever waits for that turn.
 _REQUEST: ContextVar[bytes] = ContextVar("request", default=b"")
 
+_PARENT: ContextVar[Mapping[str, str]] = ContextVar("parent", default=MappingProxyType({}))
+_TRACE_HEADERS = ("traceparent", "tracestate")
+
 Line = dict[str, Any]
 Write = Callable[[Line], None]
+Trace = Callable[[Lived, Mapping[str, str]], None]
 
 
 class Telemetry:
@@ -63,9 +68,19 @@ class Telemetry:
         streams: that are open now.
     """
 
-    def __init__(self, write: Write | None = None, *, with_content: bool = False) -> None:
-        """`write` takes lines of the log; `with_content` they hold what people say."""
+    def __init__(
+        self,
+        write: Write | None = None,
+        *,
+        with_content: bool = False,
+        trace: Trace | None = None,
+    ) -> None:
+        """`write` takes lines of the log; `with_content` they hold what people say.
+
+        `trace` is told of each turn with the headers of the request that say what it is part of.
+        """
         self._write = write
+        self._trace = trace
         self._with_content = with_content
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.request_seconds: defaultdict[str, Buckets] = _buckets(REQUEST_BOUNDS)
@@ -92,6 +107,9 @@ class Telemetry:
         """When that was, for `request_ended`. What the request does is known by its id."""
         if self._write is not None:
             _REQUEST.set(request.id)
+        if self._trace is not None:
+            named = {name: request.headers.get(name.encode()) for name in _TRACE_HEADERS}
+            _PARENT.set({name: value.decode("latin-1") for name, value in named.items() if value})
         return time.monotonic()
 
     def answering(self, outcome: Outcome) -> None:
@@ -137,6 +155,8 @@ class Telemetry:
             self.tokens[model, "completion"] += usage.completion_tokens
         if self._write is not None:
             self._write(self._line(lived))
+        if self._trace is not None:
+            self._trace(lived, _PARENT.get())
 
     def _line(self, lived: Lived) -> Line:
         turn, usage = lived.turn, lived.turn.usage
