@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Processes that share the tests, most of which wait for a server to start; 0 for none.
 WORKERS ?= 3
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes \
+  --no-emit-index-url --no-header --python-version 3.11 pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test check format bench crash soak lock clean
@@ -35,12 +37,9 @@ crash: .venv/dev.stamp  ## kill a server under load again and again (KILLS=50 SE
 soak: .venv/dev.stamp  ## mixed load for MINUTES=10; nothing of the server may grow
 	$(BIN)/python -m soak --minutes $(or $(MINUTES),10) $(SOAK)
 
-lock: .venv/dev.stamp  ## renew the lock files from pyproject.toml
-	for group in build dev; do \
-	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
-	    --no-header --python-version 3.11 pyproject.toml --group $$group \
-	    --output-file requirements/$$group.lock || exit 1; \
-	done
+lock: .venv/dev.stamp  ## renew the lock files; what runs is what is tested
+	$(COMPILE) --group dev --output-file requirements/dev.lock
+	$(COMPILE) --group build --constraint requirements/dev.lock --output-file requirements/build.lock
 	$(BIN)/npm update --prefix tests/node --silent --ignore-scripts --no-audit --no-fund
 
 clean:
