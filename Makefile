@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 3
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check format bench crash soak lock clean
+.PHONY: run test check format bench crash lock clean
 
 run: .venv/run.stamp  ## serve on 127.0.0.1:5000 (or PORT) with the built-in model
 	@exec $(BIN)/turnkeeper serve --model eliza
@@ -15,12 +15,11 @@ run: .venv/run.stamp  ## serve on 127.0.0.1:5000 (or PORT) with the built-in mod
 test: .venv/dev.stamp  ## every test this machine can run
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-check: .venv/dev.stamp  ## format, lint, types, the import rule, known vulnerabilities
+check: .venv/dev.stamp  ## format, lint, types, the import rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m rig.audit requirements/build.lock
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
@@ -31,9 +30,6 @@ bench: .venv/dev.stamp  ## figures against the floor and the tutorial's Flask pr
 
 crash: .venv/dev.stamp  ## kill a server under load again and again (KILLS=50 SEED=…), audit its books
 	$(BIN)/python -m crash --kills $(or $(KILLS),50) $(if $(SEED),--seed $(SEED)) $(CRASH)
-
-soak: .venv/dev.stamp  ## mixed load for MINUTES=10; nothing of the server may grow
-	$(BIN)/python -m soak --minutes $(or $(MINUTES),10) $(SOAK)
 
 lock: .venv/dev.stamp  ## renew the lock files from pyproject.toml
 	for group in build dev; do \

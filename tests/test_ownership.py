@@ -1,4 +1,6 @@
-"""Whose is whose: every route there is, called by its owner, another user, an admin and nobody.
+"""Whose is whose: every route there is, called by its owner, another user, an admin and nobody;
+with keys that lack a scope or have expired, with tokens for one session, by users of an identity
+provider, and for end users.
 
 The routes are those of the route map. One without an entry in `EXAMPLES` fails: say there what a
 call of it looks like, and what those get who own nothing of what it names.
@@ -6,19 +8,23 @@ call of it looks like, and what those get who own nothing of what it names.
 
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import jwt
 import pytest
 
 from tests.test_access import Site
-from turnkeeper.dialects.exchange import WEBSOCKET
+from turnkeeper.dialects.exchange import WEBSOCKET, Route
 from turnkeeper.web.app import DIALECTS
 
 ROUTES = [route for dialect in DIALECTS for route in dialect.routes]
 SECRET = "amber otter"
+SCOPES = ("chat", "documents", "read")
+PROVIDER = {"ISSUER": "us", "AUDIENCE": "chat", "SECRET": "shared-with-the-identity-provider"}
 _numbers = itertools.count(1)
 
 
@@ -31,6 +37,9 @@ class Example:
             users get who are none.
         open_: the status that everyone gets, if nobody is asked for credentials.
         own: the status that `ann` gets, if it is none of success.
+        root: the status that an admin gets, if another than other users; after all the others.
+        person: the status that someone gets who is known to the identity provider alone, if
+            another than other users.
         endless: what `ann` gets never ends.
     """
 
@@ -39,6 +48,8 @@ class Example:
     query: str = ""
     open_: int | None = None
     own: int | None = None
+    root: int | None = None
+    person: int | None = None
     endless: bool = False
 
 
@@ -111,6 +122,17 @@ EXAMPLES = {
     "GET /api/deployments/{name}/states": Example(),
     "GET /api/deployments/{name}/diff": Example(),
     "POST /api/deployments/{name}/rollback": Example({"engineStateId": "{state}"}),
+    # native: keys, of which one cannot make, change or revoke another; and tokens
+    "GET /api/keys": Example(others=200),
+    "POST /api/keys": Example({}, others=403, own=403, root=201, person=404),
+    "POST /api/keys/{key_id}/rotate": Example({}, own=403, root=201),
+    "DELETE /api/keys/{key_id}": Example(own=403, root=204),
+    "POST /api/chat-sessions/{id}/token": Example({}),
+    # native: users, for admins
+    "GET /api/users": Example(),
+    "POST /api/users": Example({"name": "{new_name}"}),
+    "PATCH /api/users/{name}": Example({"disabled": True}),
+    "DELETE /api/users/{name}": Example(),
     # native: the caller
     "GET /api/me": Example(others=200),
     "GET /api/usage": Example(others=200),
@@ -152,7 +174,15 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("site"))
+    env = {f"TURNKEEPER_JWT_{name}": value for name, value in PROVIDER.items()}
+    site = Site(tmp_path_factory.mktemp("site"), env=env)
+    for scope in SCOPES:
+        site.keys[scope] = site.key("ann", "--scope", scope)
+        site.keys[f"root {scope}"] = site.key("root", "--scope", scope)
+    site.keys["root admin"] = site.key("root", "--scope", "admin")
+    site.keys["expired"] = site.key("ann", "--expires", "1s")
+    claims = {"sub": "eve", "iss": "us", "aud": "chat", "exp": time.time() + 3600}
+    site.keys["person"] = jwt.encode(claims, PROVIDER["SECRET"])
     with site.server:
         yield site
 
@@ -165,10 +195,22 @@ class Callers:
         self._http = http
 
     async def call(
-        self, who: str | None, method: str, path: str, body: Any = None, *, endless: bool = False
+        self,
+        who: str | None,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        endless: bool = False,
+        end_user: str | None = None,
     ) -> tuple[int, str, Any]:
-        """Status, body and headers; `who` None is nobody. Of an endless body nothing is read."""
-        headers = {} if who is None else {"X-API-Key": self._keys[who]}
+        """Status, body and headers. Of an endless body nothing is read.
+
+        `who` None is nobody; else the name of a key, or what has none: a key or token itself.
+        """
+        headers = {} if who is None else {"X-API-Key": self._keys.get(who, who)}
+        if end_user is not None:
+            headers["X-End-User"] = end_user
         if method == WEBSOCKET:
             return await self._say(path, body, headers)
         async with self._http.request(method, path, json=body, headers=headers) as response:
@@ -216,6 +258,8 @@ async def make_things(callers: Callers) -> dict[str, str]:
     document = json.loads(text)["document"]
     _, text, _ = await callers.call("root", "GET", f"/api/deployments/{name}")
     state = text.partition('"engineStateId":"')[2].partition('"')[0]
+    _, text, _ = await callers.call("root", "POST", "/api/keys", {"user": "ann"})
+    await callers.succeed("root", "POST", "/api/users", {"name": f"user-{number}"})
     response = await openai_call(callers, "responses", {"input": SECRET})
     stored = {"model": "eliza", "store": True, "messages": [{"role": "user", "content": SECRET}]}
     completion = await openai_call(callers, "chat/completions", stored)
@@ -234,6 +278,8 @@ async def make_things(callers: Callers) -> dict[str, str]:
         "n": "1",
         "doc_id": document["id"],
         "section_id": document["sections"][0]["id"],
+        "key_id": json.loads(text)["key"]["id"],
+        "user": f"user-{number}",
         "name": name,
         "new_name": f"new-{number}",
         "state": state,
@@ -287,10 +333,7 @@ def test_every_route_has_an_example() -> None:
 async def test_who_gets_what(callers: Callers, route: Any) -> None:
     example = EXAMPLES[f"{route.method} {route.path}"]
     things = await make_things(callers)
-    if route.path.startswith("/deployments/"):
-        things["name"] = "default"  # that of the session
-    path = path_of(route, things) + filled(example.query, things)
-    call = (route.method, path, filled(example.body, things))
+    call = call_of(route, things)
     before = await stamp(callers, things)
 
     status, text, headers = await callers.call(None, *call)
@@ -301,7 +344,8 @@ async def test_who_gets_what(callers: Callers, route: Any) -> None:
     assert SECRET not in text
 
     owner = "root" if route.admin else "ann"
-    for other in {"ann", "bob", "root"} - {owner}:
+    others = {"ann", "bob", "root"} - ({owner} if example.root is None else {owner, "root"})
+    for other in others:
         status, text, _ = await callers.call(other, *call)
         assert status == example.others, text
         sent = json.dumps(call)  # what it names may be told back
@@ -311,6 +355,150 @@ async def test_who_gets_what(callers: Callers, route: Any) -> None:
 
     status, text, _ = await callers.call(owner, *call, endless=example.endless)
     assert status == example.own or status < 300, text
+    if example.root is not None:
+        assert (await callers.call("root", *call))[0] == example.root
+
+
+def call_of(route: Route, things: dict[str, str]) -> tuple[str, str, Any]:
+    example = EXAMPLES[f"{route.method} {route.path}"]
+    if route.path.startswith("/deployments/"):
+        things = things | {"name": "default"}  # that of the session
+    if route.path.startswith("/api/users/"):
+        things = things | {"name": things["user"]}
+    path = path_of(route, things) + filled(example.query, things)
+    return route.method, path, filled(example.body, things)
+
+
+CLOSED = pytest.mark.parametrize(
+    "route",
+    [route for route in ROUTES if not route.is_open],
+    ids=lambda route: f"{route.method} {route.path}",
+)
+
+
+@CLOSED
+async def test_a_scope_is_good_for_what_it_says(callers: Callers, route: Route) -> None:
+    """A key of `ann`, and one of an admin's, with each scope alone."""
+    things = await make_things(callers)
+    call = call_of(route, things)
+    for scope in SCOPES:
+        if scope in route.needs or not route.needs:
+            continue
+        status, text, _ = await callers.call(scope, *call)
+        if route.admin:  # of which a user is told nothing
+            assert status == 404
+            status, text, _ = await callers.call(f"root {scope}", *call)
+        assert status == 403
+        assert "insufficient_scope" in text or route.method == WEBSOCKET
+        assert SECRET not in text
+    endless = EXAMPLES[f"{route.method} {route.path}"].endless
+    good = "root admin" if route.admin else min(route.needs or {"read"})
+    status, text, _ = await callers.call(good, *call, endless=endless)
+    assert status == EXAMPLES[f"{route.method} {route.path}"].own or status < 300, text
+
+
+@CLOSED
+async def test_an_expired_key_is_good_for_nothing(callers: Callers, route: Route) -> None:
+    call = call_of(route, dict.fromkeys(NAMES, "none"))
+    assert (await callers.call("expired", *call))[0] == 401
+
+
+@CLOSED
+async def test_a_token_is_good_for_its_session_alone(callers: Callers, route: Route) -> None:
+    things, other = await make_things(callers), await make_things(callers)
+    _, text, _ = await callers.call("ann", "POST", f"/api/chat-sessions/{things['id']}/token")
+    token = json.loads(text)["token"]
+    example = EXAMPLES[f"{route.method} {route.path}"]
+    status, text, _ = await callers.call(token, *call_of(route, other))
+    if "{" in route.path and route.session_token:
+        assert status == 404
+    elif route.session_token:
+        assert (status, json.loads(text)["session_id"]) == (200, things["id"])
+    else:
+        assert status == (404 if route.admin else 403)
+    for secret in (SECRET, other["id"][1:], other["doc_id"]):
+        assert secret not in text
+    status, _, _ = await callers.call(token, *call_of(route, things), endless=example.endless)
+    assert (status < 300) == route.session_token
+    if "{id}" in route.path:  # an alias is another's business
+        by_alias = things | {"id": things["alias"]}
+        assert (await callers.call(token, *call_of(route, by_alias)))[0] in (403, 404)
+
+
+@CLOSED
+async def test_strangers_of_other_kinds_get_what_strangers_get(
+    callers: Callers, route: Route
+) -> None:
+    """Someone of the identity provider's, and an end user of `ann`, who owns none of it."""
+    example, things = EXAMPLES[f"{route.method} {route.path}"], await make_things(callers)
+    call, before = call_of(route, things), await stamp(callers, things)
+    status, text, _ = await callers.call("person", *call)
+    assert status == (example.others if example.person is None else example.person), text
+    texts = [text]
+    if not route.path.startswith("/api/keys"):  # they are the user's
+        status, text, _ = await callers.call("ann", *call, end_user="zed")
+        assert status == example.others, text
+        texts.append(text)
+    sent = json.dumps(call)  # what it names may be told back
+    for secret in (SECRET, things["id"][1:], things["alias"], things["doc_id"]):
+        assert secret in sent or secret not in "".join(texts)
+    assert await stamp(callers, things) == before
+
+
+def test_what_is_needed_follows_from_what_is_done() -> None:
+    for route in ROUTES:
+        name = f"{route.method} {route.path}"
+        if route.admin:
+            assert route.needs == {"admin"}, name
+        elif not route.needs:
+            assert route.is_open or name in ANY_CREDENTIALS, name
+        else:
+            assert ("read" in route.needs) == (route.method == "GET"), name
+            room = "documents" if route.path.startswith("/api/documents") else "chat"
+            writes = "chat" if route.path.endswith("/chat") else room  # a turn is one everywhere
+            assert route.needs - {"read"} == {writes}, name
+        assert not (route.session_token and name not in FOR_TOKENS), name
+
+
+ANY_CREDENTIALS = {
+    "GET /api/me",
+    "POST /logout",
+    "GET /api/keys",
+    "POST /api/keys",
+    "POST /api/keys/{key_id}/rotate",
+    "DELETE /api/keys/{key_id}",
+}
+FOR_TOKENS = {
+    "GET /api/me",
+    "GET /api/chat-sessions/{id}",
+    "GET /api/chat-sessions/{id}/messages",
+    "GET /api/chat-sessions/{id}/events",
+    "POST /api/chat-sessions/{id}/messages",
+    "GET /api/turns/{turn_id}",
+    "GET /api/turns/{turn_id}/events",
+    "POST /api/turns/{turn_id}/cancel",
+}
+NAMES = (
+    "id",
+    "chat_session_id",
+    "turn_id",
+    "message_id",
+    "n",
+    "doc_id",
+    "section_id",
+    "key_id",
+    "name",
+    "user",
+    "new_name",
+    "state",
+    "alias",
+    "model",
+    "completion",
+    "response",
+    "conversation",
+    "item_id",
+    "session",
+)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "OPTIONS", "HEAD"])

@@ -1,8 +1,8 @@
-"""Users, logins and API keys: who a request is from, and who may say so.
+"""Users, logins, API keys and session tokens: who may come in, and with what.
 
-Knows the store by its contract; does not know HTTP, cookies or SQL. Secrets are random and pass
-through here once: what is kept is the SHA-256 of a token or key, which is looked up, and the
-argon2id hash of a password.
+Knows the store by its contract; does not know HTTP, cookies or SQL. Who comes in with it is found
+out by `callers`. Secrets are random and pass through here once: what is kept is the SHA-256 of a
+token or key, which is looked up, and the argon2id hash of a password.
 """
 
 import base64
@@ -10,27 +10,40 @@ import hashlib
 import time
 from asyncio import get_running_loop
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from turnkeeper.contracts import AccountStore
+from turnkeeper.callers import (
+    TOKEN_PREFIX,
+    USED_EVERY,
+    Callers,
+    CredentialKind,
+    LoginRules,
+    to_bytes,
+)
+from turnkeeper.contracts import AccountStore, Issuer
 from turnkeeper.domain import (
+    NO_LIMITS,
     USER_NAME,
     Caller,
+    IdempotencyKey,
     Key,
+    Limits,
     Login,
     Role,
+    Scope,
+    SessionToken,
     TurnRef,
     User,
     is_user_name,
     make_key_id,
     make_owner,
+    scopes_of,
 )
 from turnkeeper.errors import (
     InvalidRequest,
@@ -50,27 +63,16 @@ PASSWORD_LENGTHS = (8, 1024)  # characters
 ADMIN = "admin"
 ENVIRONMENT = "environment"  # the name of the key that the setting `admin_key` gives
 
-REMEMBERED = 1.0  # seconds that an answer of `identify` holds
+LONGEST_OVERLAP = 30 * 86_400  # seconds that a secret may be good after its rotation
+TOKEN_SECONDS = (1, 86_400)  # that a session token may be good
 
 _SECRET_BYTES = 32
-_LONGEST_SECRET = 512  # characters; none of ours is so long
-_REMEMBERED_SIZE = 10_000
-_SEEN_EVERY = 60_000  # ms
-_DROP_EVERY = 3_600_000  # ms between two removals of logins that are over
+_DROP_EVERY = 3_600_000  # ms between two removals of logins and tokens that are over
 _HASHING_AT_ONCE = 2  # each takes a core for a tenth of a second, and 64 MiB
 _HASHING_WAITING = 32
 _FORGOTTEN_AT_ONCE = 20  # sessions, and documents
 _USER_WAIT = 30.0  # short: whoever knows a name must not be able to lock its user out
 _ADDRESS_WAIT = 900.0
-
-CredentialKind = Literal["key", "login"]
-
-
-class LoginRules(msgspec.Struct, frozen=True):
-    """How long a login lasts: `idle` since it was last seen, `lifetime` in all; milliseconds."""
-
-    idle: int = 7 * 86_400_000
-    lifetime: int = 30 * 86_400_000
 
 
 class Accounts:
@@ -84,9 +86,13 @@ class Accounts:
         tick: Callable[[], float] = time.monotonic,
         randomness: Randomness | None = None,
         rules: LoginRules | None = None,
+        issuer: Issuer | None = None,
         hasher: PasswordHasher | None = None,
     ) -> None:
-        """`now` is the time in ms since 1970; `tick` are seconds that never go back."""
+        """`now` is the time in ms since 1970; `tick` are seconds that never go back.
+
+        An `issuer`'s tokens let people in too.
+        """
         self._store = store
         self._now = now
         self._tick = tick
@@ -97,69 +103,33 @@ class Accounts:
         self._hashing = 0
         self._by_user = Throttle(_USER_WAIT)
         self._by_address = Throttle(_ADDRESS_WAIT)
-        self._known: dict[tuple[bytes, CredentialKind], tuple[Caller, float]] = {}
-        self._changes = 0
+        self._callers = Callers(store, issuer, self._rules, now=now, tick=tick)
         self._dropped_at = 0
 
     def close(self) -> None:
         self._threads.shutdown(wait=False)
 
+    async def identify(self, credential: str, kind: CredentialKind) -> Caller | None:
+        """Who shows this; see `Callers.identify`. What was changed here holds at once."""
+        return await self._callers.identify(credential, kind)
+
+    async def keep_uses(self) -> None:
+        """Keep when keys were used, as long as the store takes it: it is no great loss."""
+        uses = self._callers.take_uses()
+        if uses:
+            with suppress(StoreUnavailable):
+                await self._store.keep_uses(uses)
+
+    async def run(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Keep uses once a minute, until cancelled."""
+        while True:
+            await sleep(USED_EVERY / 1000)
+            await self.keep_uses()
+
     @property
     def login_seconds(self) -> int:
         """How long a login lasts at most."""
         return self._rules.lifetime // 1000
-
-    # --- Who it is ---------------------------------------------------------------------------
-
-    async def identify(self, credential: str, kind: CredentialKind) -> Caller | None:
-        """Who shows this key, or the token of this login; None if it is not known any more.
-
-        The answer is up to a second old, but never older than a change made through this object.
-        """
-        digest = hashlib.sha256(_to_bytes(credential))
-        mark = digest.digest(), kind
-        known = self._known.get(mark)
-        begun = self._tick()
-        if known is not None and begun < known[1]:
-            return known[0]
-        if len(credential) > _LONGEST_SECRET:
-            return None
-        changes = self._changes
-        find = self._find_key if kind == "key" else self._find_login
-        user = await find(digest.hexdigest())
-        if user is None:
-            self._known.pop(mark, None)
-            return None
-        caller = Caller(user.name, user.role == "admin")
-        if changes == self._changes:  # else it may be older than the change
-            if len(self._known) >= _REMEMBERED_SIZE:
-                self._known.clear()
-            self._known[mark] = (caller, begun + REMEMBERED)
-        return caller
-
-    async def _find_key(self, hash_: str) -> User | None:
-        return await self._store.find_key(hash_)
-
-    async def _find_login(self, hash_: str) -> User | None:
-        found = await self._store.find_login(hash_)
-        if found is None:
-            return None
-        login, user = found
-        now = self._now()
-        # Either way: if it is from the future, the clock was put back since.
-        age, idle = abs(now - login.created_at), abs(now - login.seen_at)
-        if age > self._rules.lifetime or idle > self._rules.idle:
-            with suppress(StoreUnavailable):
-                await self._store.end_login(hash_)
-            return None
-        if idle >= min(_SEEN_EVERY, self._rules.idle // 10):
-            with suppress(StoreUnavailable):  # what only reads goes on while the disk is full
-                await self._store.touch_login(hash_, now)
-        return user
-
-    def _forget_callers(self) -> None:
-        self._changes += 1
-        self._known.clear()
 
     # --- Logins --------------------------------------------------------------------------------
 
@@ -180,7 +150,7 @@ class Accounts:
             raise WrongPassword("Invalid username or password")
         self._by_user.forget(who)
         self._by_address.take_back(address, now)
-        await self._drop_logins()
+        await self._drop_old()
         return login
 
     def _admit(self, name: str, address: str) -> None:
@@ -213,7 +183,7 @@ class Accounts:
 
     def _verify(self, password_hash: str, password: str) -> bool:
         try:
-            return self._hasher.verify(password_hash, _to_bytes(password))
+            return self._hasher.verify(password_hash, to_bytes(password))
         except (VerificationError, InvalidHashError):
             return False
 
@@ -222,13 +192,14 @@ class Accounts:
         try:
             await self._store.end_login(_hash_secret(token))
         finally:
-            self._forget_callers()
+            self._callers.forget()
 
-    async def _drop_logins(self) -> None:
+    async def _drop_old(self) -> None:
         now = self._now()
         if now - self._dropped_at >= _DROP_EVERY:
             self._dropped_at = now
             await self._store.drop_logins(now - self._rules.lifetime, now - self._rules.idle)
+            await self._store.drop_tokens(now)
 
     # --- Users ---------------------------------------------------------------------------------
 
@@ -250,6 +221,24 @@ class Accounts:
         """Every user, by name."""
         return await self._store.list_users()
 
+    async def get_user(self, name: str) -> User:
+        """Raises UserNotFound."""
+        return await self._store.get_user(name)
+
+    async def set_role(self, name: str, role: Role) -> None:
+        """Give a user another role. Raises UserNotFound."""
+        try:
+            await self._store.set_role(name, role)
+        finally:
+            self._callers.forget()
+
+    async def delete_user(self, name: str) -> None:
+        """Remove a user and every way in. Raises UserNotFound, UserNotEmpty."""
+        try:
+            await self._store.delete_user(name)
+        finally:
+            self._callers.forget()
+
     async def set_password(self, name: str, password: str | None) -> None:
         """Give a user another password, or none; all logins of the user end.
 
@@ -261,14 +250,14 @@ class Accounts:
         try:
             await self._store.set_password(name, password_hash)
         finally:
-            self._forget_callers()
+            self._callers.forget()
 
     async def disable_user(self, name: str) -> None:
         """Keep a user out: logins end, keys do not work. Raises UserNotFound."""
         try:
             await self._store.set_disabled(name, True)
         finally:
-            self._forget_callers()
+            self._callers.forget()
 
     async def enable_user(self, name: str) -> None:
         """Let a user in again, with the same password and keys. Raises UserNotFound."""
@@ -299,7 +288,7 @@ class Accounts:
             try:
                 removed.update((await self._store.forget_credentials(user)).removed)
             finally:
-                self._forget_callers()
+                self._callers.forget()
             if settle is not None:
                 await settle()
         more = True
@@ -318,12 +307,25 @@ class Accounts:
 
     # --- Keys ----------------------------------------------------------------------------------
 
-    async def create_key(self, user: str, name: str) -> tuple[str, Key]:
+    async def create_key(
+        self,
+        user: str,
+        name: str,
+        *,
+        scopes: Collection[Scope] | None = None,
+        limits: Limits = NO_LIMITS,
+        lifetime: int | None = None,
+        request: IdempotencyKey | None = None,
+    ) -> tuple[str, Key]:
         """A new key of a user, which nobody can be told again, and what is kept of it.
 
+        `scopes` None are all that the user may have; `lifetime` is in seconds, None for ever.
+
         Raises:
-            UserNotFound
-            InvalidRequest: the name is too long, or that of the key of the setting `admin_key`.
+            UserNotFound, KeyReused
+            SecretNotKept: it was made under the same `request` before.
+            InvalidRequest: the name is too long, or that of the key of the setting `admin_key`;
+                or a scope that the user cannot have.
         """
         if name == ENVIRONMENT:
             raise InvalidRequest(f"The name {ENVIRONMENT} is that of the setting admin_key")
@@ -331,21 +333,68 @@ class Accounts:
             raise InvalidRequest(
                 f"The name of a key has at most {KEY_NAME_LENGTH} characters that can be printed"
             )
+        now = self._now()
+        key = Key(
+            make_key_id(self._random.bits(50)),
+            user,
+            name,
+            now,
+            self._check_scopes(await self._store.get_user(user), scopes),
+            limits,
+            None if lifetime is None else now + lifetime * 1000,
+        )
         secret = KEY_PREFIX + self._new_secret()
-        key = Key(make_key_id(self._random.bits(50)), user, name, self._now())
-        await self._store.create_key(key, _hash_secret(secret))
+        await self._store.create_key(key, _hash_secret(secret), request)
         return secret, key
+
+    def _check_scopes(self, user: User, scopes: Collection[Scope] | None) -> frozenset[Scope]:
+        allowed = scopes_of(user.role)
+        if scopes is None:
+            return allowed
+        if not scopes:
+            raise InvalidRequest("A key needs a scope at least")
+        if not allowed.issuperset(scopes):
+            raise InvalidRequest("Only a key of an admin's can have the scope admin")
+        return frozenset(scopes)
 
     async def list_keys(self, user: str | None = None) -> Sequence[Key]:
         """The keys of a user, or of all. Raises UserNotFound."""
         return await self._store.list_keys(user)
+
+    async def get_key(self, id_: str) -> Key:
+        """Raises KeyNotFound."""
+        return await self._store.get_key(id_)
+
+    async def rotate_key(
+        self, id_: str, *, overlap: int = 0, request: IdempotencyKey | None = None
+    ) -> tuple[str, Key]:
+        """Another secret for a key; the one it had is good for `overlap` seconds more.
+
+        Raises:
+            KeyNotFound, KeyReused
+            SecretNotKept: it was rotated under the same `request` before.
+            InvalidRequest: it is the key of the setting `admin_key`, or that is too long.
+        """
+        if not 0 <= overlap <= LONGEST_OVERLAP:
+            raise InvalidRequest(f"overlap must be 0 to {LONGEST_OVERLAP} seconds")
+        if (await self._store.get_key(id_)).name == ENVIRONMENT:
+            raise InvalidRequest("This key is given by the setting admin_key: change that")
+        secret, now = KEY_PREFIX + self._new_secret(), self._now()
+        old_until = now + overlap * 1000 if overlap else None
+        try:
+            key = await self._store.rotate_key(
+                id_, _hash_secret(secret), old_until, now=now, request=request
+            )
+        finally:
+            self._callers.forget()
+        return secret, key
 
     async def revoke_key(self, id_: str) -> Key:
         """Make a key none any more. Raises KeyNotFound."""
         try:
             return await self._store.revoke_key(id_)
         finally:
-            self._forget_callers()
+            self._callers.forget()
 
     async def set_admin_key(self, secret: str | None) -> None:
         """Let exactly this key be the one that the environment gives to the user `admin`.
@@ -356,7 +405,35 @@ class Accounts:
         try:
             await self._store.set_admin_key(key, None if secret is None else _hash_secret(secret))
         finally:
-            self._forget_callers()
+            self._callers.forget()
+
+    # --- Session tokens ------------------------------------------------------------------------
+
+    async def create_token(
+        self, session_id: str, by: Caller, seconds: int, *, request: IdempotencyKey | None = None
+    ) -> tuple[str, SessionToken]:
+        """A token that is good for one session alone, and for no longer than what `by` showed.
+
+        Raises:
+            SessionNotFound, KeyReused
+            SecretNotKept: one was made under the same `request` before.
+            InvalidRequest: it is to be good for too long.
+        """
+        least, most = TOKEN_SECONDS
+        if not least <= seconds <= most:
+            raise InvalidRequest(f"ttl must be {least} to {most} seconds")
+        now = self._now()
+        until = now + seconds * 1000
+        token = SessionToken(
+            session_id,
+            by.name,
+            by.key,
+            until if by.expires_at is None else min(until, by.expires_at),
+        )
+        secret = TOKEN_PREFIX + self._new_secret()
+        await self._store.create_token(token, _hash_secret(secret), now=now, request=request)
+        await self._drop_old()
+        return secret, token
 
     # --- Secrets -------------------------------------------------------------------------------
 
@@ -373,7 +450,7 @@ class Accounts:
         return await self._hash(password)
 
     async def _hash(self, password: str) -> str:
-        return await self._run(lambda: self._hasher.hash(_to_bytes(password)))
+        return await self._run(lambda: self._hasher.hash(to_bytes(password)))
 
     async def _run(self, work: Callable[[], T]) -> T:
         self._hashing += 1
@@ -385,8 +462,4 @@ class Accounts:
 
 def _hash_secret(secret: str) -> str:
     """What is kept of a token or key: enough, since no one can guess 256 random bits."""
-    return hashlib.sha256(_to_bytes(secret)).hexdigest()
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # whatever came in, it is compared
+    return hashlib.sha256(to_bytes(secret)).hexdigest()

@@ -6,16 +6,19 @@ an argument, where other users of the machine could see it.
 """
 
 import asyncio
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
+import msgspec
 
-from turnkeeper.accounts import REMEMBERED, Accounts
+from turnkeeper.accounts import Accounts
+from turnkeeper.callers import REMEMBERED
 from turnkeeper.command import aligned, minute, on_database, print_json, safe, with_json
-from turnkeeper.dialects.turn_stream import encode_time
-from turnkeeper.domain import Key, User, make_owner
+from turnkeeper.dialects.native.access import TEN_YEARS, encode_key, encode_user
+from turnkeeper.domain import ALL_SCOPES, Key, Limits, Scope, User, make_owner
 
 T = TypeVar("T")
 
@@ -65,7 +68,7 @@ def list_users(url: str, as_json: bool) -> None:
     """List the users, by name."""
     found = _visit(url, lambda accounts: accounts.list_users())
     if as_json:
-        print_json([_encode_user(user) for user in found])
+        print_json([encode_user(user) for user in found])
         return
     for line in aligned([_user_cells(user) for user in found]):
         click.echo(line)
@@ -166,15 +169,101 @@ def keys() -> None:
     """Make and revoke the API keys of users, also while the server runs."""
 
 
+class _Duration(click.ParamType[int]):
+    """Seconds, or a number with a unit: 90d, 12h, 30m, 45s."""
+
+    name = "duration"
+    _units: ClassVar = {"d": 86_400, "h": 3_600, "m": 60, "s": 1, "": 1}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        match = re.fullmatch(r"([0-9]{1,9})([dhms]?)", str(value))
+        seconds = int(match[1]) * self._units[match[2]] if match else TEN_YEARS + 1
+        if seconds > TEN_YEARS:
+            self.fail("must be a time as 90d, 12h, 30m or 45s, of ten years at most", param, ctx)
+        return seconds
+
+
+_LIMIT_NAMES = ", ".join(Limits.__struct_fields__)
+
+
+class _Limit(click.ParamType[tuple[str, float]]):
+    """One of `domain.Limits`, as NAME=NUMBER."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, float]:
+        name, _, number = str(value).partition("=")
+        try:
+            limits = msgspec.convert({name: number}, Limits, strict=False)
+        except msgspec.ValidationError:
+            self.fail(f"must be NAME=NUMBER, with a name of {_LIMIT_NAMES}", param, ctx)
+        return name, getattr(limits, name)
+
+
 @keys.command("create")
 @click.argument("user")
 @click.option("--name", default="", metavar="TEXT", help="What it is for, to know it again.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(sorted(ALL_SCOPES)),
+    help="What it may do; can be given several times. Default: all that the user may.",
+)
+@click.option(
+    "--expires", "lifetime", type=_Duration(), metavar="TIME", help="As 90d or 12h. Default: never."
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    type=_Limit(),
+    metavar="NAME=NUMBER",
+    help="A limit of its own, as requests_per_minute=60; can be given several times.",
+)
 @on_database
-def create_key(url: str, user: str, name: str) -> None:
+def create_key(
+    url: str,
+    user: str,
+    *,
+    name: str,
+    scopes: tuple[Scope, ...],
+    lifetime: int | None,
+    limits: tuple[tuple[str, Any], ...],
+) -> None:
     """Make an API key and print it, this once: it is not kept."""
-    secret, key = _visit(url, lambda accounts: accounts.create_key(user, name))
-    click.echo(f"Key {key.id} of {user}. It is shown only now:", err=True)
+    if lifetime == 0:
+        raise click.UsageError("--expires must be more than 0")
+    own = msgspec.convert(dict(limits), Limits)
+    secret, key = _visit(
+        url,
+        lambda accounts: accounts.create_key(
+            user, name, scopes=scopes or None, limits=own, lifetime=lifetime
+        ),
+    )
+    _tell_secret(key, secret)
+
+
+def _tell_secret(key: Key, secret: str) -> None:
+    """On standard output it alone, so that it can be led into a file."""
+    click.echo(f"Key {key.id} of {key.user}. It is shown only now:", err=True)
     click.echo(secret)
+
+
+@keys.command("rotate")
+@click.argument("id")
+@click.option(
+    "--overlap",
+    default="0",
+    type=_Duration(),
+    metavar="TIME",
+    help="How long the secret it had is good still, as 1h. Default: not at all.",
+)
+@on_database
+def rotate_key(url: str, id: str, overlap: int) -> None:  # noqa: A002  click's name
+    """Give a key another secret, by its ID in the list, and print that, this once."""
+    secret, key = _visit(url, lambda accounts: accounts.rotate_key(id, overlap=overlap))
+    _tell_secret(key, secret)
 
 
 @keys.command("list")
@@ -185,9 +274,9 @@ def list_keys(url: str, user: str | None, as_json: bool) -> None:
     """List the keys of USER, or of all users, without the keys themselves."""
     found = _visit(url, lambda accounts: accounts.list_keys(user))
     if as_json:
-        print_json([_encode_key(key) for key in found])
+        print_json([encode_key(key) for key in found])
         return
-    for line in aligned([(k.id, k.user, minute(k.created_at), safe(k.name)) for k in found]):
+    for line in aligned([_key_cells(key) for key in found]):
         click.echo(line)
     if not found:
         click.echo("There are no keys", err=True)
@@ -215,26 +304,14 @@ def _visit(url: str, act: Callable[[Accounts], Awaitable[T]], *, make: bool = Fa
     return asyncio.run(visit())
 
 
+def _key_cells(key: Key) -> tuple[str, ...]:
+    ends = "" if key.expires_at is None else f"until {minute(key.expires_at)}"
+    used = "never used" if key.used_at is None else f"used {minute(key.used_at)}"
+    may = ",".join(sorted(key.scopes))
+    return key.id, key.user, minute(key.created_at), used, ends, may, safe(key.name)
+
+
 def _user_cells(user: User) -> tuple[str, ...]:
     way = "password" if user.has_password else "keys alone"
     made = minute(user.created_at)
     return user.name, user.role, way, made, "disabled" if user.disabled else ""
-
-
-def _encode_user(user: User) -> dict[str, Any]:
-    return {
-        "name": user.name,
-        "role": user.role,
-        "disabled": user.disabled,
-        "has_password": user.has_password,
-        "created_at": encode_time(user.created_at),
-    }
-
-
-def _encode_key(key: Key) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "user": key.user,
-        "name": key.name,
-        "created_at": encode_time(key.created_at),
-    }

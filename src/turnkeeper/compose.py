@@ -12,15 +12,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
 
-from turnkeeper.accounts import ADMIN, Accounts, LoginRules
+from turnkeeper.accounts import ADMIN, Accounts
+from turnkeeper.callers import LoginRules
 from turnkeeper.clock import Rising
 from turnkeeper.config import LOOPBACK, Config
-from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Store
+from turnkeeper.contracts import AccountStore, DocumentStore, Durability, Issuer, Store
 from turnkeeper.counts import Counts
 from turnkeeper.deployments import Deployments
 from turnkeeper.dialects.exchange import Parts
@@ -62,6 +63,9 @@ from turnkeeper.web.frames import PING_SECONDS, PONG_SECONDS, Frames
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.protocol import Patience, Protocol
 from turnkeeper.web.telemetry import Telemetry, Write
+
+if TYPE_CHECKING:
+    from turnkeeper.issuer import JwtIssuer
 
 log = logging.getLogger(__name__)
 
@@ -193,12 +197,13 @@ async def open_parts(
             log.warning("Nothing is offered of a provider until the next start: %s", absence)
         for warning in check_deployments(config.all_deployments(), offers, absences):
             log.warning("%s", warning)
+        issuer = _open_issuer(config)
         driver = await (opening or open_driver)(config.database, config.durability)
         store, documents = SqlStore(driver), SqlDocuments(driver)
         try:
             with _starting():
                 settled = await store.settle_abandoned(_now())
-                accounts = await _open_accounts(SqlAccounts(driver), config)
+                accounts = await _open_accounts(SqlAccounts(driver), config, issuer)
                 counts = Counts(await store.list_counts())
                 plans = Plans(offers, counts)
                 usage = UsageBook(SqlUsage(driver), now=_now)
@@ -214,6 +219,8 @@ async def open_parts(
                 asyncio.create_task(keeper.run()),
                 asyncio.create_task(keep_books(parts.gate)),
             }
+            if accounts is not None:
+                keeping.add(asyncio.create_task(accounts.run(asyncio.sleep)))
             try:
                 yield parts
             finally:
@@ -225,8 +232,11 @@ async def open_parts(
                 await keeper.keep_counts()
                 await usage.keep()
                 if accounts is not None:
+                    await accounts.keep_uses()
                     accounts.close()
         finally:
+            if issuer is not None:
+                await issuer.close()
             await store.close()
 
 
@@ -285,7 +295,37 @@ async def _assemble(
     return Parts(engine, sessions, deployments, library, usage, gate, accounts)
 
 
-async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None:
+def _open_issuer(config: Config) -> "JwtIssuer | None":
+    """Whose tokens let people in beside our own keys; None for nobody's.
+
+    Raises:
+        ConfigError: the key is none.
+    """
+    if config.auth == "off" or config.jwt_issuer is None or config.jwt_audience is None:
+        return None
+    # Here, so that those who have no such provider need not carry cryptography in memory.
+    from turnkeeper import issuer  # noqa: PLC0415
+
+    usual = ("HS256",) if config.jwt_secret else ("RS256", "ES256", "EdDSA")
+    algorithms = config.jwt_algorithms or usual
+    rules = issuer.IssuerRules(
+        config.jwt_issuer,
+        config.jwt_audience,
+        algorithms,
+        config.jwt_user_claim,
+        config.jwt_scope_claim,
+    )
+    keys: issuer.Keys
+    if config.jwt_jwks_url is not None:
+        keys = issuer.FetchedKeys(config.jwt_jwks_url)
+    else:
+        keys = issuer.StaticKey(config.jwt_public_key or config.jwt_secret or "", algorithms)
+    return issuer.JwtIssuer(rules, keys, now=_now)
+
+
+async def _open_accounts(
+    store: AccountStore, config: Config, issuer: Issuer | None
+) -> Accounts | None:
     """What credentials are looked up in; None where nobody is asked for any.
 
     Raises:
@@ -294,9 +334,9 @@ async def _open_accounts(store: AccountStore, config: Config) -> Accounts | None
     if config.auth == "off":
         return None
     rules = LoginRules(config.login_idle * 1000, config.login_lifetime * 1000)
-    accounts = Accounts(store, now=_now, rules=rules)
+    accounts = Accounts(store, now=_now, rules=rules, issuer=issuer)
     await accounts.set_admin_key(config.admin_key)
-    if not await accounts.can_anyone_enter():
+    if issuer is None and not await accounts.can_anyone_enter():
         raise ConfigError(NOBODY_CAN_ENTER)
     if config.admin_key is not None:
         disabled = {user.name for user in await accounts.list_users() if user.disabled}

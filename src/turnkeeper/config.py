@@ -19,7 +19,7 @@ from turnkeeper.domain import Blueprint
 from turnkeeper.errors import ConfigError
 from turnkeeper.limits import Rules
 from turnkeeper.logs import Format, Level
-from turnkeeper.settings import SETTINGS, Setting, read_http_url
+from turnkeeper.settings import SETTINGS, Setting, read_http_url, wrong_jwt
 from turnkeeper.tables import (
     DEFAULT_DEPLOYMENT,
     DeploymentEntry,
@@ -56,6 +56,14 @@ class Config(msgspec.Struct, frozen=True):
     admin_key: str | None
     login_idle: int
     login_lifetime: int
+    jwt_issuer: str | None
+    jwt_audience: str | None
+    jwt_jwks_url: str | None
+    jwt_public_key: str | None
+    jwt_secret: str | None
+    jwt_algorithms: tuple[str, ...]
+    jwt_user_claim: str
+    jwt_scope_claim: str | None
     cors: tuple[str, ...]
     cors_routes: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -144,6 +152,7 @@ def read_config(
     }
     if values["auth"] is None:
         values["auth"] = "off" if values["host"] in LOOPBACK else "keys"
+    problems.extend(wrong_jwt(values))
     variables = {**dotenv, **{name: text for name, text in environment.items() if text}}
     providers = read_providers(file.providers, values, variables, problems)
     deployments = read_deployments(file.deployments, values, file.folder, problems)

@@ -16,6 +16,7 @@ from turnkeeper.domain import (
     Ending,
     History,
     IdempotencyKey,
+    Identity,
     Item,
     Kept,
     KeptItem,
@@ -29,6 +30,7 @@ from turnkeeper.domain import (
     Place,
     Prompt,
     Revision,
+    Role,
     Section,
     SectionChange,
     SectionDraft,
@@ -38,6 +40,7 @@ from turnkeeper.domain import (
     SessionChoice,
     SessionFilter,
     SessionSummary,
+    SessionToken,
     Summary,
     Sums,
     TokenCount,
@@ -835,6 +838,22 @@ class Store(Protocol):
         ...
 
 
+class FoundKey(msgspec.Struct, frozen=True):
+    """A key and its user; `is_old` when it was the secret before the last rotation."""
+
+    key: Key
+    user: User
+    is_old: bool = False
+
+
+class FoundToken(msgspec.Struct, frozen=True):
+    """A session token, whose its session is, and the key it was made with, if with one."""
+
+    token: SessionToken
+    owner: str
+    key: Key | None
+
+
 UsageBy = Literal["day", "model", "user", "deployment", "end_user"]
 
 
@@ -866,7 +885,11 @@ class UsageStore(Protocol):
 
 
 class AccountStore(Protocol):
-    """Keeps users, their logins and their API keys; of every secret no more than a hash."""
+    """Keeps users, their logins, API keys and session tokens; of a secret no more than a hash.
+
+    What makes a secret takes the caller's own name for the request: under one that was used
+    before, it raises `SecretNotKept` and changes nothing, or `KeyReused` for another request.
+    """
 
     async def create_user(self, user: User, password_hash: str | None) -> None:
         """Add a user; `has_password` follows from the hash.
@@ -880,6 +903,24 @@ class AccountStore(Protocol):
         """Every user, by name."""
         ...
 
+    async def get_user(self, name: str) -> User:
+        """Raises UserNotFound: there is no such user."""
+        ...
+
+    async def set_role(self, name: str, role: Role) -> None:
+        """Give a user another role. Raises UserNotFound."""
+        ...
+
+    async def delete_user(self, name: str) -> None:
+        """Remove a user with every way in: logins, keys and session tokens.
+
+        Raises:
+            UserNotFound: there is no such user.
+            UserNotEmpty: there are still sessions or documents of the user's or its end users',
+                which another user of the name would get; nothing was removed.
+        """
+        ...
+
     async def find_password(self, name: str) -> tuple[User, str] | None:
         """A user who may log in, and the hash of the password.
 
@@ -888,7 +929,9 @@ class AccountStore(Protocol):
         ...
 
     async def set_password(self, name: str, password_hash: str | None) -> None:
-        """Give a user another password, or none. All logins of the user end.
+        """Give a user another password, or none.
+
+        All logins of the user end, and the session tokens that were not made with a key.
 
         Raises:
             UserNotFound: there is no such user.
@@ -896,9 +939,10 @@ class AccountStore(Protocol):
         ...
 
     async def set_disabled(self, name: str, disabled: bool) -> None:
-        """Keep a user out, or let the user in again. All logins end when a user is disabled.
+        """Keep a user out, or let the user in again.
 
-        Keys stay, but are not found while their user is disabled.
+        When a user is disabled, it is with logins and tokens as for another password. Keys, and
+        the tokens made with them, stay but are not found while their user is disabled.
 
         Raises:
             UserNotFound: there is no such user.
@@ -931,7 +975,7 @@ class AccountStore(Protocol):
         """Remove those that were begun, or last seen, before these times; how many it were."""
         ...
 
-    async def create_key(self, key: Key, hash_: str) -> None:
+    async def create_key(self, key: Key, hash_: str, request: IdempotencyKey | None = None) -> None:
         """Add a key.
 
         Raises:
@@ -947,6 +991,28 @@ class AccountStore(Protocol):
         """
         ...
 
+    async def get_key(self, id_: str) -> Key:
+        """Raises KeyNotFound: there is no such key."""
+        ...
+
+    async def rotate_key(
+        self,
+        id_: str,
+        hash_: str,
+        old_until: int | None,
+        *,
+        now: int,
+        request: IdempotencyKey | None = None,
+    ) -> Key:
+        """Give a key another secret. The one it had is good until `old_until`; None: no more.
+
+        That from before its last rotation is none any more.
+
+        Raises:
+            KeyNotFound: there is no such key.
+        """
+        ...
+
     async def revoke_key(self, id_: str) -> Key:
         """Remove a key; the answer is what was removed.
 
@@ -955,8 +1021,38 @@ class AccountStore(Protocol):
         """
         ...
 
-    async def find_key(self, hash_: str) -> User | None:
-        """Whose key it is. None if there is no such key, or its user is disabled."""
+    async def find_key(self, hash_: str) -> FoundKey | None:
+        """A key by the hash of its secret, or of the one before its last rotation.
+
+        None if there is none, or its user is disabled. Whether it, or that secret, is still good
+        at this time is not looked at.
+        """
+        ...
+
+    async def keep_uses(self, uses: Mapping[str, int]) -> None:
+        """Note when keys were last used, by id; never an earlier time than is noted."""
+        ...
+
+    async def create_token(
+        self, token: SessionToken, hash_: str, *, now: int, request: IdempotencyKey | None = None
+    ) -> None:
+        """Add a token. Under a request's name that was used, `SecretNotKept` has its session's id.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
+        ...
+
+    async def find_token(self, hash_: str) -> FoundToken | None:
+        """A token by its hash.
+
+        None if it is gone, or its session is, or the key it was made with; or if a user of the
+        name it was made by is disabled. Whether it is still good at this time is not looked at.
+        """
+        ...
+
+    async def drop_tokens(self, expired_before: int) -> int:
+        """Remove the tokens that were good until before this time; how many they were."""
         ...
 
     async def set_admin_key(self, key: Key, hash_: str | None) -> None:
@@ -981,6 +1077,18 @@ class AccountStore(Protocol):
 
     async def can_anyone_enter(self) -> bool:
         """Whether any user who is not disabled has a password or a key."""
+        ...
+
+
+class Issuer(Protocol):
+    """An identity provider of someone else's, whose tokens let people in."""
+
+    async def read(self, token: str) -> Identity | None:
+        """Who the token says that its bearer is.
+
+        None if it is not the provider's, not meant for us, not good (any more), or says nothing
+        of what is needed; or if the provider's keys cannot be had just now.
+        """
         ...
 
 

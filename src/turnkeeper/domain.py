@@ -21,6 +21,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 _DIGIT_PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
 _SESSION_ID = re.compile(r"s[0-9a-v]{26}")
 _TURN_ID = re.compile(r"t([0-9a-v]{26})_([1-9][0-9]{0,8})")
+_KEY_ID = re.compile(r"k[0-9a-v]{10}")
 _DOCUMENT_ID = re.compile(r"d[0-9a-v]{26}")
 _SECTION_ID = re.compile(r"c[0-9a-v]{26}")
 _MESSAGE_ID = re.compile(r"m([0-9a-v]{26})_([1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})")
@@ -108,6 +109,10 @@ def make_revision_id(random: int) -> str:
 def make_key_id(random: int) -> str:
     """An id for an API key, which is no secret: `k` and 10 digits in base 32, of 50 bits."""
     return "k" + "".join([_DIGIT_PAIRS[random >> shift & 1023] for shift in range(40, -10, -10)])
+
+
+def is_key_id(text: str) -> bool:
+    return _KEY_ID.fullmatch(text) is not None
 
 
 # --- Which session a caller means --------------------------------------------------------------
@@ -936,8 +941,8 @@ class Prompt(msgspec.Struct, frozen=True):
 # --- Users -------------------------------------------------------------------------------------
 
 Role = Literal["user", "admin"]
-USER_NAME = "1 to 64 characters of letters, digits and . _ - @"
-_USER_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+USER_NAME = "1 to 128 characters of letters, digits and . _ - @ + | :"
+_USER_NAME = re.compile(r"[A-Za-z0-9._@+|:-]{1,128}")  # `/` stands before an end user's
 
 
 def is_user_name(text: str) -> bool:
@@ -968,17 +973,15 @@ class Login(msgspec.Struct, frozen=True):
     seen_at: int
 
 
-class Key(msgspec.Struct, frozen=True):
-    """An API key as it is kept: without the key itself, which nobody can read again."""
-
-    id: str
-    user: str
-    name: str
-    created_at: int
-
-
 Scope = Literal["chat", "documents", "read", "admin"]
 ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+USER_SCOPES = ALL_SCOPES - {"admin"}
+
+
+def scopes_of(role: Role) -> frozenset[Scope]:
+    """What someone in this role may do at most."""
+    return ALL_SCOPES if role == "admin" else USER_SCOPES
+
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 
@@ -1009,6 +1012,50 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 NO_LIMITS = Limits()
 
 
+class Key(msgspec.Struct, frozen=True):
+    """An API key as it is kept: without its secret, which nobody can read again.
+
+    Attributes:
+        scopes: what it may do, as far as its user may.
+        limits: its own, which go before what all keys have.
+        expires_at: None for never.
+        used_at: when it was last used, to the minute; None for never.
+        old_until: until when the secret before its last rotation is good; None if there is none.
+    """
+
+    id: str
+    user: str
+    name: str
+    created_at: int
+    scopes: frozenset[Scope] = ALL_SCOPES
+    limits: Limits = NO_LIMITS
+    expires_at: int | None = None
+    used_at: int | None = None
+    old_until: int | None = None
+
+
+class SessionToken(msgspec.Struct, frozen=True):
+    """What is good for one session alone, and may be given to a browser.
+
+    Attributes:
+        user: who made it.
+        key: the id of the key it was made with, and does not outlive; None if with none.
+    """
+
+    session_id: str
+    user: str
+    key: str | None
+    expires_at: int
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who an outside identity provider says that someone is, and until when."""
+
+    name: str
+    scopes: frozenset[Scope]
+    expires_at: int
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Who a request is from, and what for.
 
@@ -1018,6 +1065,8 @@ class Caller(msgspec.Struct, frozen=True):
         end_user: for which of its own users an application acts.
         session: the id of the only session that there is for the caller; None for all.
         limits: those of the key, which go before what all keys have.
+        role: the user's, whatever the credentials may do.
+        expires_at: until when the credentials are good; None if that is not known.
     """
 
     name: str
@@ -1027,6 +1076,8 @@ class Caller(msgspec.Struct, frozen=True):
     end_user: str | None = None
     session: str | None = None
     limits: Limits = NO_LIMITS
+    role: Role = "user"
+    expires_at: int | None = None
 
     @property
     def owner(self) -> str:

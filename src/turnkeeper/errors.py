@@ -12,6 +12,7 @@ logged whole, answered with little.
     │   ├── ContextTooLong      the newest message alone is larger than the model's window
     │   ├── UnknownModel
     │   ├── Unauthenticated     credentials are asked for, and these are none that are known
+    │   ├── MissingScope        the credentials are known, and not good for this
     │   ├── WrongPassword       no such user, or not this password: the caller cannot tell which
     │   ├── TooManyAttempts     at a password; later ones may succeed
     │   ├── HostRefused         the request names a host, or comes from a page, that is not ours
@@ -31,14 +32,16 @@ logged whole, answered with little.
     │   ├── AccessDenied        the document is someone else's, and the caller may know that
     │   ├── DeploymentExists
     │   ├── DeploymentReadOnly  the configuration defines it, so only that can change it
-    │   ├── UserNotFound        for commands: no request is told who exists
+    │   ├── UserNotFound        for commands and admins: no one else is told who exists
     │   ├── UserExists
+    │   ├── UserNotEmpty        there are still sessions or documents of the user's
     │   ├── KeyNotFound
     │   ├── PreconditionFailed  the session or document is not any more as the caller knows it
     │   ├── SessionBusy         a turn of the session is queued or running
     │   ├── NotRetryable        the turn is not over, went well, or was tried again already
     │   ├── NotNewest           something else was said since the turn that is answered to
     │   ├── KeyReused           the idempotency key belongs to another request
+    │   ├── SecretNotKept       it belongs to this one, whose answer held a secret
     │   ├── QueueFull           too many turns already wait in this session
     │   ├── RateLimited         as much is used up, or under way, as the caller may
     │   │   ├── QuotaExceeded       of what is not there again soon: costs, sessions
@@ -151,6 +154,10 @@ class Unauthenticated(Refused):
     code = "unauthenticated"
 
 
+class MissingScope(Refused):
+    code = "insufficient_scope"
+
+
 class WrongPassword(Refused):
     code = "wrong_password"
 
@@ -169,6 +176,10 @@ class UserNotFound(Refused):
 
 class UserExists(Refused):
     code = "user_exists"
+
+
+class UserNotEmpty(Refused):
+    code = "user_not_empty"
 
 
 class KeyNotFound(Refused):
@@ -228,6 +239,18 @@ class NotNewest(Refused):
 
 class KeyReused(Refused):
     code = "idempotency_key_reused"
+
+
+class SecretNotKept(Refused):
+    """The request was done before, and its answer held a secret; `id` is that of what it made."""
+
+    code = "secret_not_kept"
+
+    def __init__(self, id_: str) -> None:
+        super().__init__(
+            "This Idempotency-Key was used before, and the secret in the answer was not kept"
+        )
+        self.id = id_
 
 
 class QueueFull(Refused):

@@ -4,7 +4,7 @@ The command line's options, the environment's names and `docs/configuration.md` 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -128,6 +128,47 @@ def _key(text: str) -> str:
     return text
 
 
+_PUBLIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_SHARED = ("HS256", "HS384", "HS512")
+
+
+def _algorithms(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names or not set(names) <= {*_PUBLIC, *_SHARED}:
+        raise ValueError(f"must be some of {', '.join((*_PUBLIC, *_SHARED))}")
+    return names
+
+
+def _pem(text: str) -> str:
+    """A file has real line breaks; in an environment they may be written as two characters."""
+    pem = text.replace("\\n", "\n").strip()
+    if not re.fullmatch(
+        r"-----BEGIN (RSA )?PUBLIC KEY-----\s.+-----END (RSA )?PUBLIC KEY-----", pem, re.DOTALL
+    ):
+        raise ValueError("must be a public key in PEM, from BEGIN PUBLIC KEY to END PUBLIC KEY")
+    return pem
+
+
+def wrong_jwt(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the settings for an identity provider's tokens as a whole."""
+    keys = [name for name in ("jwt_jwks_url", "jwt_public_key", "jwt_secret") if values[name]]
+    about = ("jwt_issuer", "jwt_audience", "jwt_algorithms", "jwt_scope_claim")
+    if not keys:
+        given = [name for name in about if values[name]]
+        if given:
+            yield f"{given[0]} needs jwt_jwks_url, jwt_public_key or jwt_secret"
+        return
+    if len(keys) > 1:
+        yield f"{' and '.join(keys)} exclude each other"
+    missing = [name for name in ("jwt_issuer", "jwt_audience") if not values[name]]
+    if missing:
+        yield f"{keys[0]} needs {' and '.join(missing)}"
+    allowed = _SHARED if keys == ["jwt_secret"] else _PUBLIC
+    for name in values["jwt_algorithms"]:
+        if name not in allowed:
+            yield f"jwt_algorithms must not have {name} with {keys[0]}"
+
+
 def _database(text: str) -> str:
     path = text.removeprefix("sqlite:///")
     if path != text and path.strip("/") and path != ":memory:" and "\0" not in path:
@@ -192,6 +233,33 @@ SETTINGS: tuple[Setting, ...] = (
         2_592_000,
         _whole(60, 31_536_000),
         "Seconds after which a login ends in any case.",
+    ),
+    Setting("jwt_issuer", None, _text, "Who makes the JWTs that let people in: their `iss`."),
+    Setting("jwt_audience", None, _text, "What their `aud` must be or hold."),
+    Setting(
+        "jwt_jwks_url",
+        None,
+        read_http_url,
+        "Where the issuer's public keys are (JWKS).",
+    ),
+    Setting(
+        "jwt_public_key", None, _pem, "The issuer's public key in PEM, if it is always the same."
+    ),
+    Setting("jwt_secret", None, _key, "The secret shared with the issuer, for HS256.", secret=True),
+    Setting(
+        "jwt_algorithms",
+        (),
+        _algorithms,
+        "How JWTs may be signed, with commas between. Default: RS256, ES256 and EdDSA, with"
+        " `jwt_secret` HS256.",
+    ),
+    Setting("jwt_user_claim", "sub", _text, "The claim that holds the user's name."),
+    Setting(
+        "jwt_scope_claim",
+        None,
+        _text,
+        "The claim that holds scopes, as `scope` or `realm_access.roles`. Default: all of them have"
+        " `chat`, `documents` and `read`.",
     ),
     Setting(
         "cors",

@@ -392,19 +392,55 @@ _SECTION = f"{_DOCUMENT}/sections/{{section_id}}"
 
 DIALECT = Dialect(
     routes=(
-        Route("GET", "/api/documents", list_documents, "List your documents, newest first"),
-        Route("POST", "/api/documents", create_document, "Create a document"),
-        Route("GET", _DOCUMENT, get_document, "Read a document with its sections"),
-        Route("PUT", _DOCUMENT, change_document, "Give a document another title"),
-        Route("DELETE", _DOCUMENT, delete_document, "Delete a document and its chats"),
-        Route("POST", f"{_DOCUMENT}/sections", create_section, "Put a section into a document"),
-        Route("GET", _SECTION, get_section, "Read a section"),
-        Route("PUT", _SECTION, change_section, "Change or move a section"),
-        Route("DELETE", _SECTION, delete_section, "Delete a section and its chat"),
-        Route("POST", f"{_SECTION}/replace", replace_content, "Replace a section's text"),
+        Route(
+            "GET",
+            "/api/documents",
+            list_documents,
+            "List your documents, newest first",
+            scope="documents",
+        ),
+        Route("POST", "/api/documents", create_document, "Create a document", scope="documents"),
+        Route(
+            "GET", _DOCUMENT, get_document, "Read a document with its sections", scope="documents"
+        ),
+        Route(
+            "PUT", _DOCUMENT, change_document, "Give a document another title", scope="documents"
+        ),
+        Route(
+            "DELETE",
+            _DOCUMENT,
+            delete_document,
+            "Delete a document and its chats",
+            scope="documents",
+        ),
+        Route(
+            "POST",
+            f"{_DOCUMENT}/sections",
+            create_section,
+            "Put a section into a document",
+            scope="documents",
+        ),
+        Route("GET", _SECTION, get_section, "Read a section", scope="documents"),
+        Route("PUT", _SECTION, change_section, "Change or move a section", scope="documents"),
+        Route(
+            "DELETE", _SECTION, delete_section, "Delete a section and its chat", scope="documents"
+        ),
+        Route(
+            "POST",
+            f"{_SECTION}/replace",
+            replace_content,
+            "Replace a section's text",
+            scope="documents",
+        ),
         Route("POST", f"{_SECTION}/chat", _open, "Get a section's chat session, or create it"),
-        Route("GET", _ONE, _get, "Read a session and what was said in it"),
-        Route("POST", f"{_ONE}/messages", send_message, "Send a message and get the reply"),
+        Route("GET", _ONE, _get, "Read a session and what was said in it", session_token=True),
+        Route(
+            "POST",
+            f"{_ONE}/messages",
+            send_message,
+            "Send a message and get the reply",
+            session_token=True,
+        ),
         Route("POST", f"{_ONE}/clear", _clear, "Clear a session's conversation"),
     ),
     encode_error=encode_error,

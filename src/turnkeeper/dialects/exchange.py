@@ -17,11 +17,12 @@ import msgspec
 from turnkeeper.accounts import Accounts
 from turnkeeper.contracts import Made
 from turnkeeper.deployments import Deployments
-from turnkeeper.domain import Caller, IdempotencyKey, check_end_user
+from turnkeeper.domain import Caller, IdempotencyKey, Scope, check_end_user
 from turnkeeper.engine import Engine
 from turnkeeper.errors import (
     InvalidRequest,
     QuotaExceeded,
+    SecretNotKept,
     SessionBusy,
     TurnEnded,
     TurnkeeperError,
@@ -94,12 +95,10 @@ class Call(msgspec.Struct, frozen=True):
     def on_behalf_of(self, end_user: str | None) -> "Call":
         """The call, made for one of its caller's own users, as a dialect's body may say; or None.
 
-        What the caller was already made for, by header or token, goes before it.
-
         Raises:
             InvalidRequest: no end user can be called so.
         """
-        if end_user is None or self.who.end_user is not None or self.who.session is not None:
+        if end_user is None:
             return self
         who = acting_for(self.who, end_user)
         return msgspec.structs.replace(self, caller=who.owner, who=who)
@@ -117,15 +116,21 @@ class Call(msgspec.Struct, frozen=True):
             raise InvalidRequest(
                 f"Idempotency-Key must be 1 to {_KEY_LENGTH} visible characters of ASCII"
             )
-        return IdempotencyKey(self.caller, given.decode(), tell_apart(self.line, self.body))
+        # What a browser may send must not take the names that its application will use.
+        owner = self.caller if self.who.session is None else f"{self.caller}/{self.who.session}"
+        return IdempotencyKey(owner, given.decode(), tell_apart(self.line, self.body))
 
 
 def acting_for(caller: Caller, end_user: str) -> Caller:
     """A caller, who now acts for one of its own users and sees no other's.
 
+    What it acts for already, by header or token, goes before that.
+
     Raises:
         InvalidRequest: no end user can be called so.
     """
+    if caller.end_user is not None or caller.session is not None:
+        return caller
     return msgspec.structs.replace(caller, end_user=check_end_user(end_user))
 
 
@@ -246,7 +251,10 @@ class Route(msgspec.Struct, frozen=True):
         method: of HTTP; or `WEBSOCKET` for handshakes, whose handlers answer with an `Upgrade`.
         any_case: the path matches however its letters are written.
         is_open: nobody is asked for credentials, in any access mode.
-        admin: for all but admins, there is nothing at this path.
+        admin: for all but admins, there is nothing at this path; it needs the scope `admin`.
+        scope: the one that credentials need; for what only reads, `read` does as well. None: any.
+        session_token: what is good for one session alone is good here. The path's `id`,
+            `turn_id`, if it has one, is of that session then.
     """
 
     method: str
@@ -256,6 +264,17 @@ class Route(msgspec.Struct, frozen=True):
     any_case: bool = False
     is_open: bool = False
     admin: bool = False
+    scope: Scope | None = "chat"
+    session_token: bool = False
+
+    @property
+    def needs(self) -> frozenset[Scope]:
+        """One of these scopes; empty for none."""
+        if self.admin:
+            return frozenset({"admin"})
+        if self.is_open or self.scope is None:
+            return frozenset()
+        return frozenset({self.scope, "read"} if self.method == "GET" else {self.scope})
 
 
 class Dialect(msgspec.Struct, frozen=True):
@@ -405,6 +424,7 @@ STATUSES: dict[str, int] = {
     "unauthenticated": 401,
     "wrong_password": 401,
     "forbidden": 403,
+    "insufficient_scope": 403,
     "access_denied": 403,
     "not_found": 404,
     "session_not_found": 404,
@@ -424,6 +444,8 @@ STATUSES: dict[str, int] = {
     "session_busy": 409,
     "deployment_exists": 409,
     "user_exists": 409,
+    "user_not_empty": 409,
+    "secret_not_kept": 409,
     "deployment_read_only": 409,
     "precondition_failed": 412,
     "body_too_large": 413,
@@ -458,6 +480,8 @@ def encode_error(error: TurnkeeperError) -> Answer:
     body = {"error": error.sentence, "code": error.code}
     if isinstance(error, SessionBusy):
         body["busy_turn_id"] = error.turn_id
+    if isinstance(error, SecretNotKept):
+        body["id"] = error.id
     return error_answer(error, body)
 
 

@@ -115,7 +115,7 @@ def encode_error(error: TurnkeeperError) -> Answer:
 DIALECT = Dialect(
     routes=(
         Route("POST", "/login", log_in, "Log in with a name and a password", is_open=True),
-        Route("POST", "/logout", log_out, "End the login"),
+        Route("POST", "/logout", log_out, "End the login", scope=None),
     ),
     encode_error=encode_error,
     prefixes=("/login", "/logout"),

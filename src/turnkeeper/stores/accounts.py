@@ -1,9 +1,9 @@
 """`contracts.AccountStore` over any database that a driver can run transactions on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from turnkeeper.contracts import Forgotten
-from turnkeeper.domain import Key, Login, User
+from turnkeeper.contracts import Forgotten, FoundKey, FoundToken
+from turnkeeper.domain import IdempotencyKey, Key, Login, Role, SessionToken, User
 from turnkeeper.stores.sql import accounts, forgetting
 from turnkeeper.stores.store import Driver
 
@@ -19,6 +19,15 @@ class SqlAccounts:
 
     async def list_users(self) -> Sequence[User]:
         return await self._driver.read(accounts.list_users)
+
+    async def get_user(self, name: str) -> User:
+        return await self._driver.read(lambda: accounts.get_user(name))
+
+    async def set_role(self, name: str, role: Role) -> None:
+        await self._driver.write(lambda: accounts.set_role(name, role))
+
+    async def delete_user(self, name: str) -> None:
+        await self._driver.write(lambda: accounts.delete_user(name))
 
     async def find_password(self, name: str) -> tuple[User, str] | None:
         return await self._driver.read(lambda: accounts.find_password(name))
@@ -48,17 +57,47 @@ class SqlAccounts:
             lambda: accounts.drop_logins(created_before, seen_before), long=True
         )
 
-    async def create_key(self, key: Key, hash_: str) -> None:
-        await self._driver.write(lambda: accounts.create_key(key, hash_))
+    async def create_key(self, key: Key, hash_: str, request: IdempotencyKey | None = None) -> None:
+        await self._driver.write(lambda: accounts.create_key(key, hash_, request))
 
     async def list_keys(self, user: str | None) -> Sequence[Key]:
         return await self._driver.read(lambda: accounts.list_keys(user))
 
+    async def get_key(self, id_: str) -> Key:
+        return await self._driver.read(lambda: accounts.get_key(id_))
+
+    async def rotate_key(
+        self,
+        id_: str,
+        hash_: str,
+        old_until: int | None,
+        *,
+        now: int,
+        request: IdempotencyKey | None = None,
+    ) -> Key:
+        return await self._driver.write(
+            lambda: accounts.rotate_key(id_, hash_, old_until, now, request)
+        )
+
     async def revoke_key(self, id_: str) -> Key:
         return await self._driver.write(lambda: accounts.revoke_key(id_))
 
-    async def find_key(self, hash_: str) -> User | None:
+    async def find_key(self, hash_: str) -> FoundKey | None:
         return await self._driver.read(lambda: accounts.find_key(hash_))
+
+    async def keep_uses(self, uses: Mapping[str, int]) -> None:
+        await self._driver.write(lambda: accounts.keep_uses(uses))
+
+    async def create_token(
+        self, token: SessionToken, hash_: str, *, now: int, request: IdempotencyKey | None = None
+    ) -> None:
+        await self._driver.write(lambda: accounts.create_token(token, hash_, now, request))
+
+    async def find_token(self, hash_: str) -> FoundToken | None:
+        return await self._driver.read(lambda: accounts.find_token(hash_))
+
+    async def drop_tokens(self, expired_before: int) -> int:
+        return await self._driver.write(lambda: accounts.drop_tokens(expired_before), long=True)
 
     async def set_admin_key(self, key: Key, hash_: str | None) -> None:
         await self._driver.write(lambda: accounts.set_admin_key(key, hash_))

@@ -28,7 +28,7 @@ from turnkeeper.domain import Caller
 from turnkeeper.errors import MethodNotAllowed, NotFound, StoreUnavailable, TurnkeeperError
 from turnkeeper.randomness import Randomness
 from turnkeeper.web.asgi import Receive, Scope, Send
-from turnkeeper.web.auth import LOCAL, Access
+from turnkeeper.web.auth import LOCAL, Access, authorize
 from turnkeeper.web.limits import Visit, is_keyed
 from turnkeeper.web.origins import Origins
 from turnkeeper.web.pages import read_page
@@ -57,8 +57,19 @@ Act = Callable[[Call], Awaitable[Outcome]]
 EncodeError = Callable[[TurnkeeperError], Answer]
 
 
+class Served(msgspec.Struct, frozen=True):
+    """What is served at one path by one method, and how its dialect words failures.
+
+    `route` says who may.
+    """
+
+    act: Act
+    encode_error: EncodeError
+    route: Route
+
+
 class Endpoint(msgspec.Struct, frozen=True):
-    """What is served at one path: for each method an act, and how its dialect words failures.
+    """What is served at one path, by method.
 
     Attributes:
         encode_error: words those that come before a method is chosen.
@@ -68,7 +79,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         uncounted: no limits hold here: whoever watches the server must get an answer.
     """
 
-    acts: Mapping[str, tuple[Act, EncodeError]]
+    acts: Mapping[str, Served]
     encode_error: EncodeError
     route: str = "none"
     is_open: bool = False
@@ -165,7 +176,8 @@ class Web:
         endpoint, path_values = self._routes.find(request.path) or _nothing(request.path)
         request.route = endpoint.route
         method = "GET" if request.method == "HEAD" else request.method
-        act, encode_error = endpoint.acts.get(method, (None, endpoint.encode_error))
+        served = endpoint.acts.get(method)
+        encode_error = endpoint.encode_error if served is None else served.encode_error
         try:
             if not endpoint.uncounted:
                 visit.arrive(request.address)
@@ -176,15 +188,16 @@ class Web:
                 visit.enter(caller)
             if caller.name:
                 self._parts.usage.count_request(caller.owner)
-            if not endpoint.acts or (endpoint.admin and not caller.is_admin):
+            if not endpoint.acts or (endpoint.admin and caller.role != "admin"):
                 raise NotFound("There is nothing at this path")
-            if act is None:
+            if served is None:
                 return _other_method(request.method, endpoint)
+            authorize(caller, served.route, path_values)
             call = await request.read(caller, path_values, self.body_limit, base=self._public_url)
             if not visit.counts:
-                return await act(call)
+                return await served.act(call)
             await visit.take_place(call, self._parts.engine.was_made)
-            return visit.follow(await act(call))
+            return visit.follow(await served.act(call))
         except TurnkeeperError as error:
             return encode_error(error)
 
@@ -212,7 +225,10 @@ class Web:
             if route.path == path
         ]
         return Endpoint(
-            {route.method: (self._act(route), encode_error) for route, encode_error in here},
+            {
+                route.method: Served(self._act(route), encode_error, route)
+                for route, encode_error in here
+            },
             _dialect_of(path).encode_error,
             path,
             is_open=all(route.is_open for route, _ in here),
@@ -225,7 +241,8 @@ class Web:
 
     def _own(self, path: str, act: Act, *, admin: bool = False) -> Endpoint:
         encode_error = native.DIALECT.encode_error
-        acts = {"GET": (act, encode_error)}
+        route = Route("GET", path, lambda _, call: act(call), "", is_open=not admin, admin=admin)
+        acts = {"GET": Served(act, encode_error, route)}
         return Endpoint(acts, encode_error, path, is_open=not admin, admin=admin, uncounted=True)
 
     async def _get_root(self, call: Call) -> Outcome:

@@ -1,21 +1,56 @@
-"""Who a request is from, in access mode `keys`: by an API key, else by the cookie of a login.
+"""Who a request is from, in access mode `keys`: by an API key or token, else by the cookie of a
+login; and whether that is good for what it asks.
 
 A browser sends its cookie with whatever any page makes it send. So a request that changes
 something, and shows no more than a cookie, must come from a page of ours, by its `Origin`. A key
 is sent on purpose alone.
 """
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from turnkeeper.accounts import Accounts
-from turnkeeper.dialects.exchange import NOBODY
+from turnkeeper.dialects.exchange import NOBODY, Route
 from turnkeeper.dialects.login import read_cookie
-from turnkeeper.domain import Caller
-from turnkeeper.errors import HostRefused, InvalidRequest, Unauthenticated
+from turnkeeper.domain import Caller, parse_turn_id
+from turnkeeper.errors import (
+    HostRefused,
+    InvalidRequest,
+    MissingScope,
+    SessionNotFound,
+    TurnNotFound,
+    Unauthenticated,
+)
 from turnkeeper.web.origins import SAFE_METHODS
 from turnkeeper.web.request import Request
 
-LOCAL = Caller("local", is_admin=True)  # whose everything is when no credentials are asked for
+LOCAL = Caller(
+    "local", is_admin=True, role="admin"
+)  # whose everything is when no credentials are asked for
+
+
+def authorize(caller: Caller, route: Route, path: Mapping[str, str]) -> None:
+    """Let a caller do what a route is for, with these values of its path's variables.
+
+    Raises:
+        MissingScope: the credentials are not good for it.
+        SessionNotFound, TurnNotFound: they are good for one session, and this is another's.
+    """
+    if caller.session is not None:
+        _check_bound(caller.session, route, path)
+    if route.needs and route.needs.isdisjoint(caller.scopes):
+        raise MissingScope(f"These credentials lack the scope {' or '.join(sorted(route.needs))}")
+
+
+def _check_bound(session: str, route: Route, path: Mapping[str, str]) -> None:
+    if not route.session_token:
+        raise MissingScope("A session token is good for its own session alone")
+    if "id" in path and path["id"] != session:
+        raise SessionNotFound("Session not found")
+    if "turn_id" in path:
+        turn = parse_turn_id(path["turn_id"])
+        if turn is None or turn.session_id != session:
+            raise TurnNotFound("Turn not found")
 
 
 class Access:

@@ -1,17 +1,28 @@
-"""Who the caller is."""
+"""Who the caller is, and what for."""
 
 import math
 from typing import Any
 
+import msgspec
+
 from turnkeeper.dialects.exchange import Answer, Call, Parts, Route, encode_json
+from turnkeeper.dialects.turn_stream import encode_time
 from turnkeeper.limits import Left
 
 
 async def get_me(parts: Parts, call: Call) -> Answer:
-    user = {"username": call.caller, "role": "admin" if call.is_admin else "user"}
-    return Answer(
-        200, encode_json({"user": user, "left": [_left(one) for one in parts.gate.left()]})
-    )
+    who = call.who
+    body = {
+        "user": {"username": who.name, "role": who.role},
+        "scopes": sorted(who.scopes),
+        "key_id": who.key,
+        "session_id": who.session,
+        "end_user": who.end_user,
+        "expires_at": None if who.expires_at is None else encode_time(who.expires_at),
+        "limits": msgspec.to_builtins(who.limits),
+        "left": [_left(one) for one in parts.gate.left()],
+    }
+    return Answer(200, encode_json(body))
 
 
 def _left(left: Left) -> dict[str, Any]:
@@ -24,4 +35,4 @@ def _left(left: Left) -> dict[str, Any]:
     }
 
 
-ROUTES = (Route("GET", "/api/me", get_me, "Who you are"),)
+ROUTES = (Route("GET", "/api/me", get_me, "Who you are", scope=None, session_token=True),)

@@ -73,9 +73,15 @@ def _encode(turn: Turn) -> Answer:
 
 
 ROUTES = (
-    Route("GET", "/api/turns/{turn_id}", get_turn, "A turn and how it stands"),
-    Route("GET", "/api/turns/{turn_id}/events", follow_turn, "Follow a turn's reply"),
-    Route("POST", "/api/turns/{turn_id}/cancel", cancel_turn, "Stop a turn"),
+    Route("GET", "/api/turns/{turn_id}", get_turn, "A turn and how it stands", session_token=True),
+    Route(
+        "GET",
+        "/api/turns/{turn_id}/events",
+        follow_turn,
+        "Follow a turn's reply",
+        session_token=True,
+    ),
+    Route("POST", "/api/turns/{turn_id}/cancel", cancel_turn, "Stop a turn", session_token=True),
     Route(
         "POST", "/api/turns/{turn_id}/retry", retry_turn, "Try again a turn that came to nothing"
     ),
@@ -84,5 +90,6 @@ ROUTES = (
         "/api/chat-sessions/{id}/events",
         follow_session,
         "Follow every turn of a session",
+        session_token=True,
     ),
 )
