@@ -12,7 +12,7 @@ from argon2 import PasswordHasher
 from turnkeeper.accounts import Accounts
 from turnkeeper.callers import LoginRules
 from turnkeeper.compose import open_driver
-from turnkeeper.domain import USER_SCOPES, Caller
+from turnkeeper.domain import ALL_SCOPES, USER_SCOPES, Caller, Identity
 from turnkeeper.errors import InvalidRequest, TooManyAttempts, UserNotFound, WrongPassword
 from turnkeeper.stores.accounts import SqlAccounts
 from turnkeeper.throttle import Throttle
@@ -319,6 +319,88 @@ async def test_memory_is_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> N
         secret, _ = await rig.accounts.create_key("ann", "")
         assert await rig.accounts.identify(secret, "key")
     assert len(rig.accounts._callers._known) <= 3
+
+
+async def test_a_key_ends_when_it_expires_however_lately_it_was_asked_for(rig: Rig) -> None:
+    secret, key = await rig.accounts.create_key("ann", "", lifetime=10)
+    rig.clock.seconds += 9.5
+    caller = await rig.accounts.identify(secret, "key")
+    assert caller is not None
+    assert caller.expires_at == key.expires_at
+    rig.clock.seconds += 0.49
+    assert await rig.accounts.identify(secret, "key")
+    rig.clock.seconds += 0.01
+    assert await rig.accounts.identify(secret, "key") is None
+
+
+async def test_the_old_secret_ends_when_it_should(rig: Rig) -> None:
+    first, key = await rig.accounts.create_key("ann", "")
+    second, _ = await rig.accounts.rotate_key(key.id, overlap=10)
+    for seconds, good in ((9.9, True), (0.1, False)):
+        rig.clock.seconds += seconds
+        assert (await rig.accounts.identify(first, "key") is not None) == good
+        assert await rig.accounts.identify(second, "key")
+
+
+async def test_a_use_is_kept_once_a_minute(rig: Rig) -> None:
+    secret, key = await rig.accounts.create_key("ann", "")
+
+    async def used_at() -> int | None:
+        await rig.accounts.keep_uses()
+        return (await rig.accounts.get_key(key.id)).used_at
+
+    assert await used_at() is None
+    assert await rig.accounts.identify(secret, "key")
+    assert await used_at() == NOW
+    rig.clock.seconds += 59
+    assert await rig.accounts.identify(secret, "key")
+    assert await used_at() == NOW
+    rig.clock.seconds += 2
+    assert await rig.accounts.identify(secret, "key")
+    assert await used_at() == NOW + 61_000
+
+
+async def test_an_admin_who_becomes_a_user_is_one_by_every_key(rig: Rig) -> None:
+    await rig.accounts.set_role("ann", "admin")
+    secret, key = await rig.accounts.create_key("ann", "")
+    less, _ = await rig.accounts.create_key("ann", "", scopes={"chat"})
+    callers = [await rig.accounts.identify(one, "key") for one in (secret, less)]
+    assert [caller and caller.is_admin for caller in callers] == [True, False]
+    await rig.accounts.set_role("ann", "user")
+    caller = await rig.accounts.identify(secret, "key")
+    assert caller is not None
+    assert (caller.is_admin, caller.scopes, key.scopes) == (False, USER_SCOPES, ALL_SCOPES)
+
+
+class CountingIssuer:
+    """Believes every token, for a minute; counts what it is asked."""
+
+    asked = 0
+
+    async def read(self, token: str) -> Identity | None:
+        self.asked += 1
+        return Identity(token.partition(".")[0], USER_SCOPES, NOW + 60_000)
+
+
+async def test_an_issuers_token_is_checked_once_until_it_expires(rig: Rig) -> None:
+    issuer = CountingIssuer()
+    accounts = Accounts(rig.store, now=rig.clock.now, tick=rig.clock.tick, issuer=issuer)
+    token = "eyJeve.b.c"
+    for _ in range(15):
+        caller = await accounts.identify(token, "key")
+        assert caller is not None
+        assert (caller.name, caller.expires_at) == ("eyJeve", NOW + 60_000)
+        rig.clock.seconds += 1.9
+    assert issuer.asked == 1
+    await rig.accounts.create_user("eyJeve", "user", None)
+    await rig.another().disable_user("eyJeve")  # as another process does it
+    rig.clock.seconds += 1.01
+    assert await accounts.identify(token, "key") is None
+    await rig.accounts.enable_user("eyJeve")
+    assert await accounts.identify(token, "key")
+    rig.clock.seconds = 60
+    assert await accounts.identify(token, "key") is None
+    assert await accounts.identify(token, "login") is None
 
 
 # --- The environment's key ---------------------------------------------------------------------

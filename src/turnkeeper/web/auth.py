@@ -38,8 +38,9 @@ def authorize(caller: Caller, route: Route, path: Mapping[str, str]) -> None:
     """
     if caller.session is not None:
         _check_bound(caller.session, route, path)
-    if route.needs and route.needs.isdisjoint(caller.scopes):
-        raise MissingScope(f"These credentials lack the scope {' or '.join(sorted(route.needs))}")
+    needs = route.needs
+    if needs and needs.isdisjoint(caller.scopes):
+        raise MissingScope(f"These credentials lack the scope {' or '.join(sorted(needs))}")
 
 
 def _check_bound(session: str, route: Route, path: Mapping[str, str]) -> None:
