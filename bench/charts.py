@@ -94,7 +94,23 @@ class Curve(msgspec.Struct, frozen=True, tag=True):
     goal: Goal | None = None
 
 
-Chart = Bars | Curve
+class Line(msgspec.Struct, frozen=True):
+    """A value over time. `axis` says what it counts, with the unit."""
+
+    axis: str
+    points: list[tuple[float, float]]
+
+
+class Lines(msgspec.Struct, frozen=True, tag=True):
+    """Lines below each other, over one axis of time. `name` is the file's."""
+
+    name: str
+    title: str
+    x_axis: str
+    lines: list[Line]
+
+
+Chart = Bars | Curve | Lines
 
 
 def draw(chart: Chart) -> str:
@@ -104,6 +120,8 @@ def draw(chart: Chart) -> str:
             height, body = _draw_bars(chart)
         case Curve():
             height, body = _draw_curve(chart)
+        case Lines():
+            height, body = _draw_lines(chart)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
         f'width="{WIDTH}" height="{height:g}" role="img" aria-label="{escape(chart.title)}">\n'
@@ -220,6 +238,40 @@ def _draw_curve(chart: Curve) -> tuple[float, list[str]]:
         f'rotate(-90)">{escape(chart.y_axis)}</text>'
     )
     return bottom + 62, body
+
+
+# --- Lines over time ---------------------------------------------------------------------------
+
+LINE_HEIGHT = 96
+
+
+def _draw_lines(chart: Lines) -> tuple[float, list[str]]:
+    last = max((x for line in chart.lines for x, _ in line.points), default=0) or 1
+    steps = [step for step in _ticks(last) if step <= last]
+    y, body = float(TOP + 8), list[str]()
+    for line in chart.lines:
+        body.append(_text(LEFT, y, line.axis, "soft"))
+        body += _draw_line(line, y + 10, last)
+        y += LINE_HEIGHT + 44
+    bottom = y - 34
+    for step in steps:
+        x = LEFT + step / last * PLOT
+        body.append(_text(x, bottom + 17, _tick(step), "tick", "middle"))
+    body.append(_text(LEFT + PLOT / 2, bottom + 38, chart.x_axis, "soft", "middle"))
+    return bottom + 56, body
+
+
+def _draw_line(line: Line, top: float, last: float) -> list[str]:
+    steps = _ticks(max((y for _, y in line.points), default=0))
+    bottom, scale = top + LINE_HEIGHT, LINE_HEIGHT / steps[-1]
+    drawn: list[str] = []
+    for step in steps:
+        drawn.append(_line(LEFT, bottom - step * scale, LEFT + PLOT, bottom - step * scale, "grid"))
+        drawn.append(_text(LEFT - 10, bottom - step * scale + 4, _tick(step), "tick", "end"))
+    path = " ".join(
+        f"{LEFT + x / last * PLOT:.1f},{bottom - y * scale:.1f}" for x, y in line.points
+    )
+    return [*drawn, f'<polyline class="curve" points="{path}"/>']
 
 
 # --- Strokes -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from rich.table import Table
 from bench.charts import Chart, draw
 
 IMAGES = "images"
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+FIGURES = "figures"  # what the markers around them are called
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -91,7 +91,12 @@ def table(columns: list[str], rows: list[list[str]]) -> Table:
     return made
 
 
-def write_markdown(results: Results, path: Path) -> None:
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which figures stand."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def write_markdown(results: Results, path: Path, name: str = FIGURES) -> None:
     """Puts the figures between the two markers of the file; the rest of it stays as it is.
 
     The charts go into the folder `images` beside it.
@@ -101,18 +106,19 @@ def write_markdown(results: Results, path: Path) -> None:
     for section in results.sections:
         if section.chart:
             (images / file_name(results, section.chart)).write_text(draw(section.chart))
-    text = path.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    text, (first, last) = path.read_text(), markers(name)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     path.write_text(f"{before}{begin}\n{markdown(results)}\n{end}{after}")
 
 
-def check_markdown(path: Path) -> str | None:
+def check_markdown(path: Path, name: str = FIGURES) -> str | None:
     """A sentence on why the figures cannot be put there."""
+    begin, end = markers(name)
     if not path.is_file():
-        return f"{path} is not there; it needs the lines {BEGIN} and {END}."
-    _, _, rest = path.read_text().partition(BEGIN)
-    return None if END in rest else f"{path} needs the lines {BEGIN} and {END}, in this order."
+        return f"{path} is not there; it needs the lines {begin} and {end}."
+    _, _, rest = path.read_text().partition(begin)
+    return None if end in rest else f"{path} needs the lines {begin} and {end}, in this order."
 
 
 def markdown(results: Results) -> str:

@@ -312,6 +312,42 @@ async def test_a_signal_lets_streams_end_with_an_event_and_the_process_exits(
         assert len(server.log) == 1
 
 
+async def test_while_it_drains_it_is_alive_and_not_ready_and_tells_where_to_resume(
+    tmp_path: Path, http: aiohttp.ClientSession, model_server: ModelServer
+) -> None:
+    """Also whoever follows a session, not a turn: what comes after is found by the last id."""
+    gate = asyncio.Event()
+    model_server.script = lambda _: Plan(deltas=WORDS, at={2: Wait(gate)})
+    with server_of(model_server, tmp_path, "--grace", "30") as server:
+        running = await stream(http, server, "hi", "s")
+        session = running.response.headers["session-id"]
+        events = f"/api/chat-sessions/{session}/events"
+        async with http.get(f"{server.url}{events}") as followed:
+            await running.read_until(10)
+            server.signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                while True:
+                    async with http.get(f"{server.url}/health/ready") as ready:
+                        if ready.status == 503:
+                            assert await ready.json() == {"status": "stopping"}
+                            break
+            async with http.get(f"{server.url}/health/live") as live:
+                assert live.status == 200
+            gate.set()
+            heard = list(sse.Reader().feed(await followed.content.read()))
+        await running.read_all()
+        assert running.last[0] == heard[-1].name == "turn.completed"
+        assert await asyncio.to_thread(server.wait, 5) == 0
+        await asyncio.to_thread(server.start)
+        await chat(http, server, "again", "s")
+        last = {"Last-Event-ID": heard[-1].id or ""}
+        async with http.get(f"{server.url}{events}", headers=last) as followed:
+            line = b""
+            while not line.startswith(b"id: "):
+                line = await followed.content.readline()
+            assert line == b"id: 2:0\n"
+
+
 async def test_within_the_grace_period_turns_finish_and_new_ones_are_refused(
     tmp_path: Path, http: aiohttp.ClientSession, model_server: ModelServer
 ) -> None:

@@ -52,14 +52,15 @@ async def test_what_is_stored_can_be_read_changed_and_deleted(
     read = await client.chat.completions.retrieve(made.id)
     assert (read.id, read.created, read.model) == (made.id, made.created, made.model)
     assert (read.choices, read.usage) == (made.choices, made.usage)
-    assert read.model_extra == {"metadata": {"a": "b"}, "temperature": 0.5}
+    told = read.to_dict()
+    assert (told["metadata"], told["temperature"]) == ({"a": "b"}, 0.5)
     messages = await client.chat.completions.messages.list(made.id)
     assert [(message.role, message.content) for message in messages.data] == [
         ("system", "be brief"),
         ("user", "hello"),
     ]
     changed = await client.chat.completions.update(made.id, metadata={"c": "d"})
-    assert (changed.model_extra or {})["metadata"] == {"c": "d"}
+    assert changed.to_dict()["metadata"] == {"c": "d"}
     deleted = await client.chat.completions.delete(made.id)
     assert (deleted.id, deleted.deleted) == (made.id, True)
     for again in (client.chat.completions.retrieve, client.chat.completions.delete):
@@ -232,6 +233,22 @@ async def test_a_session_is_named_as_any_dialect_does(
         await say(client, HELLO, metadata={"session_id": unknown})
 
 
+async def test_a_session_may_be_named_by_a_header(
+    client: openai.AsyncOpenAI, http: httpx.AsyncClient, model: ModelServer
+) -> None:
+    here, there = new_name(), new_name()
+    for _ in range(2):
+        await say(client, HELLO, extra_headers={"Session-Id": here})
+    assert len(await said_in(http, here)) == 4
+    kept = {"Session-Id": here, "Idempotency-Key": new_name()}
+    await say(client, HELLO, extra_headers=kept, metadata={"session_id": here})
+    with pytest.raises(openai.BadRequestError, match="another session"):
+        await say(client, HELLO, extra_headers=kept, metadata={"session_id": there})
+    with pytest.raises(openai.UnprocessableEntityError):  # the key stands for the other session
+        await say(client, HELLO, extra_headers=kept | {"Session-Id": there})
+    assert len(await said_in(http, here)) == 6
+
+
 async def test_the_system_message_is_for_one_turn(
     client: openai.AsyncOpenAI, http: httpx.AsyncClient, model: ModelServer
 ) -> None:
@@ -318,7 +335,7 @@ async def test_a_turn_of_a_session_is_a_completion_too(
     made = await say(client, HELLO, metadata={"session_id": alias, "a": "b"})
     read = await client.chat.completions.retrieve(made.id)
     assert read.choices == made.choices
-    assert (read.model_extra or {})["metadata"] == {"session_id": alias, "a": "b"}
+    assert read.to_dict()["metadata"] == {"session_id": alias, "a": "b"}
     page = await client.chat.completions.list(metadata={"session_id": alias})
     assert page.data == []
     await client.chat.completions.delete(made.id)

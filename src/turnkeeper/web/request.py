@@ -47,7 +47,7 @@ _NO_STORE = (b"cache-control", b"no-store")
 _ASK_AGAIN = (b"cache-control", b"private, no-cache")
 
 # Headers of which two would say two things, and someone in front may have believed the other.
-_SINGLE = (b"authorization", b"x-api-key", b"x-end-user", b"idempotency-key")
+_SINGLE = (b"authorization", b"x-api-key", b"x-end-user", b"idempotency-key", b"session-id")
 
 PREFLIGHT_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 PREFLIGHT_SECONDS = b"600"

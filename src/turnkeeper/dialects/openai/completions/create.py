@@ -40,6 +40,8 @@ _SESSION = "metadata.session_id"
 
 async def create_completion(parts: Parts, call: Call) -> Outcome:
     wanted = decode_wanted(call.body)
+    if b"session-id" in call.headers:
+        call, wanted = _enter_session(call, wanted)
     call = call.on_behalf_of(wanted.user)
     key = call.key()
     if not wanted.is_kept:
@@ -52,6 +54,20 @@ async def create_completion(parts: Parts, call: Call) -> Outcome:
     except TurnEnded as ended:
         return encode_error(ended, keyed=key is not None)
     return _answer(taken.reply, headers_of(taken))
+
+
+def _enter_session(call: Call, wanted: Wanted) -> tuple[Call, Wanted]:
+    """The same, in the session that a header names: some clients can say nothing in the body.
+
+    It is part of what is asked, and so of what an idempotency key stands for.
+    """
+    named = call.header(b"session-id")
+    if wanted.session_id not in (None, named):
+        raise WrongParameter("The header Session-Id names another session", _SESSION)
+    return (
+        msgspec.structs.replace(call, line=f"{call.line} {named}"),
+        msgspec.structs.replace(wanted, session_id=named),
+    )
 
 
 def _stream(reply: Reply, wanted: Wanted, headers: Headers) -> EventStream:
