@@ -112,6 +112,8 @@ def test_a_tool_result_is_never_shown_without_its_call() -> None:
 
 
 CALL, RESULT = ToolCall("c1", "weather", "{}"), ToolResult("c1", "rain")
+OTHER_CALL, OTHER_RESULT = ToolCall("c2", "time", "{}"), ToolResult("c2", "noon")
+AND = Message("user", "and?")
 
 
 def test_a_chain_of_calls_too_long_for_the_model_loses_its_beginning() -> None:
@@ -134,6 +136,17 @@ def test_a_chain_of_calls_too_long_for_the_model_loses_its_beginning() -> None:
         ([RESULT, Message("user", "and?")], [Message("user", "and?")]),
         ([RESULT, CALL], []),
         ([CALL, RESULT, RESULT], [CALL, RESULT]),
+        ([CALL, OTHER_CALL, OTHER_RESULT, RESULT], [CALL, OTHER_CALL, OTHER_RESULT, RESULT]),
+        # Only what stands side by side is one exchange for a provider.
+        ([CALL, AND, RESULT], [AND, CALL, RESULT]),
+        (
+            [CALL, OTHER_CALL, RESULT, AND, OTHER_RESULT],
+            [CALL, RESULT, AND, OTHER_CALL, OTHER_RESULT],
+        ),
+        # Some models call every call the same.
+        ([CALL, AND, CALL, RESULT], [AND, CALL, RESULT]),
+        ([CALL, CALL, RESULT, RESULT], [CALL, RESULT]),
+        ([CALL, RESULT, AND, CALL, RESULT], [CALL, RESULT, AND, CALL, RESULT]),
     ],
 )
 def test_calls_and_results_are_shown_in_pairs(items: list[Item], expected: list[Item]) -> None:

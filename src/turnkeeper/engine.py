@@ -713,8 +713,8 @@ class Engine:
         self._gate.check_length(len(text))
         return Message("user", check_text(text, "message"))
 
-    def check_items(self, items: Sequence[Item]) -> tuple[Item, ...]:
-        """Items as they may be kept.
+    def check_items(self, items: Sequence[Item], name: str = "input") -> tuple[Item, ...]:
+        """Items as they may be kept. `name` says which field they were in.
 
         Raises:
             MessageTooLong, InvalidRequest: one of them cannot.
@@ -726,7 +726,7 @@ class Engine:
                     raise MessageTooLong(
                         f"A message has {len(text)} characters; {limit} are allowed"
                     )
-                check_text(text, "input")
+                check_text(text, name)
         self._gate.check_length(_longest(items))
         return tuple(items)
 

@@ -5,6 +5,7 @@ of its own: how many bytes make one of a model's is learned, in `counts.py`.
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import msgspec
 
@@ -166,26 +167,34 @@ def show(
 
 
 def pair(items: Sequence[Item]) -> list[Item]:
-    """The items without calls that have no result, and results that answer no call.
+    """The items, each call of a tool right before its result, without those that have no other.
 
-    No model takes a conversation with either. A call may wait for its result for ever: its
-    client has gone, or somebody has said something else since.
+    No model takes a conversation with one of them alone, nor with something said between them. A
+    call may wait for its result for ever, or until somebody has said something else; and there
+    are models that give every call the same id. Calls whose results come together stay together.
     """
-    called = {item.call_id for item in items if isinstance(item, ToolCall)}
-    answered = {item.call_id for item in items if isinstance(item, ToolResult)}
     paired: list[Item] = []
-    asked: dict[str, int] = {}  # calls not answered yet, by where they stand
-    for item in items:
-        if isinstance(item, ToolCall) and item.call_id not in answered:
-            continue
+    waiting: dict[str, tuple[int, ToolCall]] = {}  # calls, and where they stand
+    answered: list[tuple[int, ToolCall]] = []
+    results: list[ToolResult] = []
+    for place, item in enumerate(items):
         if isinstance(item, ToolResult):
-            if item.call_id not in called or asked.pop(item.call_id, None) is None:
-                continue
-        elif isinstance(item, ToolCall):
-            asked[item.call_id] = len(paired)
-        paired.append(item)
-    unanswered = set(asked.values())  # their results stand before them
-    return [item for place, item in enumerate(paired) if place not in unanswered]
+            if item.call_id in waiting:
+                answered.append(waiting.pop(item.call_id))
+                results.append(item)
+            continue
+        if results:
+            paired += [*_in_order(answered), *results]
+            answered, results = [], []
+        if isinstance(item, ToolCall):
+            waiting[item.call_id] = place, item
+        else:
+            paired.append(item)
+    return [*paired, *_in_order(answered), *results]
+
+
+def _in_order(calls: list[tuple[int, ToolCall]]) -> list[ToolCall]:
+    return [call for _, call in sorted(calls, key=itemgetter(0))]
 
 
 # --- What is put before the history ------------------------------------------------------------

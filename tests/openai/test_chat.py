@@ -415,6 +415,8 @@ async def test_which_tool_is_to_be_called(
         ),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"model": 5}, "model"),
+        ({"messages": [{"role": "user", "content": "a\x00b"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "a\x00b"}], "store": True}, "messages"),
     ],
 )
 async def test_what_cannot_be_is_refused_with_its_place(

@@ -230,6 +230,20 @@ async def test_it_goes_on_from_any_event(client: openai.AsyncOpenAI, model: Mode
         assert await resume(client, id_, number) == events[number + 1 :]
 
 
+async def test_whoever_saw_a_call_begin_is_told_that_it_broke_off(
+    client: openai.AsyncOpenAI, model: ModelServer
+) -> None:
+    """The half call is gone then: there are no more events than this client knows, but the end."""
+    error = {"error": {"message": "boom"}}
+    model.script = lambda _: Plan(deltas=("a",), tool_calls=(CallOf("f"),), errors=(error,))
+    tools = [{"type": "function", "name": "f", "parameters": {}, "strict": False}]
+    events = await follow(client, tools=tools)
+    id_ = events[0].response.id
+    for number in range(len(events) - 1):
+        last = (await resume(client, id_, number))[-1]
+        assert last.type == "response.failed"
+
+
 async def test_it_goes_on_while_it_is_made(client: openai.AsyncOpenAI, model: ModelServer) -> None:
     gate = asyncio.Event()
     model.script = lambda _: Plan(deltas=("a", "bc ", "d"), at={2: Wait(gate)})

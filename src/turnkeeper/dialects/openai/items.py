@@ -38,6 +38,6 @@ def check_items(parts: Parts, items: Sequence[Item], param: str) -> tuple[Item, 
         WrongParameter: one holds what no store can.
     """
     try:
-        return parts.engine.check_items(items)
+        return parts.engine.check_items(items, param)
     except InvalidRequest as error:
         raise WrongParameter(error.sentence, param) from None

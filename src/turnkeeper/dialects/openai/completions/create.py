@@ -21,6 +21,7 @@ from turnkeeper.dialects.openai.completions.shape import encode_completion
 from turnkeeper.dialects.openai.completions.stored import encode_kept
 from turnkeeper.dialects.openai.errors import NotMade, WrongParameter, encode_error
 from turnkeeper.dialects.openai.ids import parse_conversation_id
+from turnkeeper.dialects.openai.items import check_items
 from turnkeeper.dialects.openai.streaming import KEEP_ALIVE
 from turnkeeper.domain import (
     ByAlias,
@@ -102,7 +103,7 @@ async def _answer_unkept(
         options = _instruct(options, said.instructions())
     reply = await parts.engine.answer_unkept(
         call.caller,
-        parts.engine.check_items(said.items() if session is None else said.new()),
+        check_items(parts, said.items() if session is None else said.new(), "messages"),
         model=wanted.model,
         options=options,
         before=session,
@@ -133,7 +134,7 @@ async def _take(parts: Parts, call: Call, wanted: Wanted, key: IdempotencyKey | 
         return await parts.engine.take_items(
             call.caller,
             session,
-            parts.engine.check_items(items),
+            check_items(parts, items, "messages"),
             model=wanted.model,
             options=options,
             data=encode_kept(wanted.metadata, wanted.echo(), is_alone=is_alone),

@@ -189,8 +189,10 @@ class Fold:
         for item in self._items:
             item.close(self, status, items)
         output = encode_items(turn, items, self._first)
-        knows_end = self._after == self._number and turn.status is not TurnStatus.INTERRUPTED
-        if self._after >= self._number and not knows_end:  # a crash has lost what it knows
+        # Of a reply that broke off the half calls are gone, and what a crash has lost: a client
+        # may know as many events as there are now, and not the end.
+        knows_end = self._after == self._number and turn.status is TurnStatus.COMPLETED
+        if self._after >= self._number and not knows_end:
             self._number = self._after + 1
         self._tell_response(_LAST[response_status(turn)], turn, output)
         if self._frame is as_sse:
