@@ -283,6 +283,24 @@ async def test_users_are_made_changed_and_removed(ask: Ask) -> None:
         assert (await ask("root", "POST", USERS, body))[0] == 400, body
 
 
+async def test_a_person_is_forgotten_with_everything(ask: Ask) -> None:
+    name = f"gone{time.time_ns()}"
+    await ask("root", "POST", USERS, {"name": name})
+    _, key = await ask("root", "POST", KEYS, {"user": name})
+    secret, path = key["secret"], f"{USERS}/{name}"
+    own, jo = [await make_session(ask, secret, **who) for who in ({}, {"X_End_User": "jo"})]
+    assert (await ask("root", "DELETE", f"{path}?forget=yes"))[0] == 400
+    assert (await ask(secret, "DELETE", f"{path}?forget=true"))[0] == 404
+    status, told = await ask("root", "DELETE", f"{path}/end-users/jo")
+    assert (status, told["removed"]["sessions"]) == (200, 1)
+    statuses = [(await ask(secret, "GET", f"{SESSIONS}/{one}"))[0] for one in (own, jo)]
+    assert statuses == [200, 404]
+    status, told = await ask("root", "DELETE", f"{path}?forget=true")
+    assert (status, told["removed"]["users"], told["removed"]["api_keys"]) == (200, 1, 1)
+    assert (await ask(secret, "GET", "/api/me"))[0] == 401
+    assert (await ask("root", "DELETE", f"{path}?forget=true"))[0] == 404
+
+
 # --- People of an identity provider ------------------------------------------------------------
 
 

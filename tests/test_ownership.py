@@ -133,6 +133,7 @@ EXAMPLES = {
     "POST /api/users": Example({"name": "{new_name}"}),
     "PATCH /api/users/{name}": Example({"disabled": True}),
     "DELETE /api/users/{name}": Example(),
+    "DELETE /api/users/{name}/end-users/{end_user*}": Example(own=404),  # of whom there is nothing
     # native: the caller
     "GET /api/me": Example(others=200),
     "GET /api/usage": Example(others=200),
@@ -276,6 +277,7 @@ async def make_things(callers: Callers) -> dict[str, str]:
         "turn_id": headers["turn-id"],
         "message_id": f"m{id_[1:]}_1_0",
         "n": "1",
+        "end_user": "nobody",
         "doc_id": document["id"],
         "section_id": document["sections"][0]["id"],
         "key_id": json.loads(text)["key"]["id"],
@@ -302,7 +304,7 @@ NAMED = {
 
 
 def path_of(route: Any, things: dict[str, str]) -> str:
-    path: str = route.path.replace("{id*}", "{id}")
+    path: str = route.path.replace("*}", "}")
     for prefix, name in NAMED.items():
         if path.startswith(prefix):
             path = path.replace("{id}", f"{{{name}}}")
@@ -498,6 +500,7 @@ NAMES = (
     "conversation",
     "item_id",
     "session",
+    "end_user",
 )
 
 

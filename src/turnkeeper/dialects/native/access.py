@@ -5,12 +5,14 @@ one that has leaked must not be able to make others that outlive it. It may be c
 secret by itself.
 """
 
+import asyncio
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from turnkeeper.accounts import Accounts
+from turnkeeper.callers import REMEMBERED
 from turnkeeper.dialects.exchange import (
     Answer,
     Call,
@@ -28,11 +30,12 @@ from turnkeeper.domain import (
     Role,
     Scope,
     User,
+    check_end_user,
     find_session,
     is_key_id,
     is_user_name,
 )
-from turnkeeper.errors import KeyNotFound, MissingScope, NotFound, UserNotFound
+from turnkeeper.errors import InvalidRequest, KeyNotFound, MissingScope, NotFound, UserNotFound
 
 TEN_YEARS = 10 * 366 * 86_400  # seconds
 
@@ -214,8 +217,31 @@ async def change_user(parts: Parts, call: Call) -> Answer:
 
 
 async def delete_user(parts: Parts, call: Call) -> Answer:
-    await _accounts(parts).delete_user(_user_name(call))
+    """Remove a user; with `?forget=true` also all that is theirs."""
+    accounts, name = _accounts(parts), _user_name(call)
+    forget = call.query.get("forget", "false")
+    if forget not in ("true", "false"):
+        raise InvalidRequest("forget must be true or false")
+    if forget == "true":
+        return await _forget(parts, name, None)
+    await accounts.delete_user(name)
     return Answer(204, b"")
+
+
+async def forget_end_user(parts: Parts, call: Call) -> Answer:
+    return await _forget(parts, _user_name(call), check_end_user(call.path["end_user"]))
+
+
+async def _forget(parts: Parts, name: str, end_user: str | None) -> Answer:
+    removed = await _accounts(parts).forget(
+        name, end_user, settle=_settle, stop=parts.engine.stop_gone
+    )
+    return Answer(200, encode_json({"removed": removed}))
+
+
+async def _settle() -> None:
+    """Until no other server of the database remembers who could come in."""
+    await asyncio.sleep(REMEMBERED + 0.2)
 
 
 def _user_name(call: Call) -> str:
@@ -275,4 +301,11 @@ ROUTES = (
     Route("POST", "/api/users", create_user, "Add a user", admin=True),
     Route("PATCH", _USER, change_user, "Change a user", admin=True),
     Route("DELETE", _USER, delete_user, "Remove a user", admin=True),
+    Route(
+        "DELETE",
+        f"{_USER}/end-users/{{end_user*}}",
+        forget_end_user,
+        "Forget an end user of an application",
+        admin=True,
+    ),
 )
