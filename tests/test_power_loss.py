@@ -312,15 +312,15 @@ async def test_with_durability_process_answers_do_not_wait_for_the_disk(
 async def test_a_sync_that_fails_acknowledges_nothing(
     tmp_path: Path, model_server: ModelServer
 ) -> None:
-    """The disk says no to every third: some turns are written again, some are refused.
+    """The disk says no to every second: some turns are written again, some are refused.
 
     The first few are those of the start, which would not be one without them.
     """
     with Server(tmp_path, "--model", "eliza") as server:  # which makes the file, undisturbed
         server.stop()
-    faults = ("-e", "inject=fdatasync:error=EIO:when=8+3")
+    faults = ("-e", "inject=fdatasync:error=EIO:when=6+2")
     traced = await run_traced(tmp_path, model_server, 32, faults=faults)
-    assert (tmp_path / "trace").read_bytes().count(b"(INJECTED)") >= 4
+    assert (tmp_path / "trace").read_bytes().count(b"(INJECTED)") >= 2
     assert unsafe(traced) == []
     told = [when for when, *_ in acknowledged(traced)]
     await asyncio.to_thread(check_after_power_losses, traced, set(told[::3]))
