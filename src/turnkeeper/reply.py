@@ -270,15 +270,15 @@ def _collect(log: Sequence[ReplyDelta]) -> list[Item]:
     """The items that deltas make, each at the place of its first: one thought, one message."""
     order: dict[object, list[str]] = {}
     calls: dict[int, ToolCallDelta] = {}
-    said: list[TextPart | RefusalPart] = []
+    said: list[tuple[_SaidAs, list[str]]] = []
     for delta in log:
         match delta:
             case TextDelta(text=text):
                 order.setdefault("message", [])
-                _extend(said, TextPart(text))
+                _extend(said, TextPart, text)
             case RefusalDelta(text=text):
                 order.setdefault("message", [])
-                _extend(said, RefusalPart(text))
+                _extend(said, RefusalPart, text)
             case ReasoningDelta(text=text):
                 order.setdefault("reasoning", []).append(text)
             case ToolCallDelta(index=index, arguments=arguments):
@@ -286,26 +286,31 @@ def _collect(log: Sequence[ReplyDelta]) -> list[Item]:
                 order.setdefault(index, []).append(arguments)
             case _:
                 assert_never(delta)
-    return [_item(key, texts, said, calls) for key, texts in order.items()]
+    parts = tuple(kind("".join(texts)) for kind, texts in said)
+    return [_item(key, texts, parts, calls) for key, texts in order.items()]
 
 
-def _extend(said: list[TextPart | RefusalPart], part: TextPart | RefusalPart) -> None:
-    if said and type(said[-1]) is type(part):
-        said[-1] = type(part)(said[-1].text + part.text)
+_SaidAs = type[TextPart] | type[RefusalPart]
+
+
+def _extend(said: list[tuple[_SaidAs, list[str]]], kind: _SaidAs, text: str) -> None:
+    """Pieces are joined once, at the end: a reply may have a great many."""
+    if said and said[-1][0] is kind:
+        said[-1][1].append(text)
     else:
-        said.append(part)
+        said.append((kind, [text]))
 
 
 def _item(
     key: object,
     texts: list[str],
-    said: list[TextPart | RefusalPart],
+    parts: tuple[TextPart | RefusalPart, ...],
     calls: dict[int, ToolCallDelta],
 ) -> Item:
     if key == "message":
-        text = "".join(part.text for part in said)
-        is_plain = all(isinstance(part, TextPart) for part in said)
-        return Message("assistant", text, () if is_plain else tuple(said))
+        text = "".join(part.text for part in parts)
+        is_plain = all(isinstance(part, TextPart) for part in parts)
+        return Message("assistant", text, () if is_plain else parts)
     if key == "reasoning":
         return Reasoning("".join(texts))
     assert isinstance(key, int)  # noqa: S101
